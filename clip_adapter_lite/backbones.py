@@ -1,0 +1,173 @@
+"""Frozen backbones: the pocket CLIP, and every CLIP that open_clip can load, behind one small class."""
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+
+def best_device(device: str | torch.device = "auto") -> torch.device:
+    """`device` itself, or for "auto" the first there is of CUDA, MPS and the CPU."""
+    if str(device) != "auto":
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+@dataclass(frozen=True, eq=False)
+class Backbone:
+    """A frozen CLIP: images and texts in, un-normalised features [·, D] out.
+
+    name, tag: open_clip's architecture and weights. preprocess: PIL image → tensor [3, H, W]. tokenizer: list of
+    strings → token ids [N, context length]. Always in evaluation mode, no parameter requires a gradient.
+    """
+    name: str
+    tag: str
+    model: Any
+    preprocess: Callable
+    tokenizer: Callable
+    device: torch.device
+
+    @property
+    def logit_scale(self) -> float:
+        """1/τ, which the cosines are multiplied with."""
+        return float(self.model.logit_scale.exp())
+
+    @property
+    def width(self) -> int:
+        """D, the width of the features."""
+        projection = self.text_tower.text_projection
+        return projection.out_features if isinstance(projection, torch.nn.Linear) else projection.shape[1]
+
+    @torch.no_grad()
+    def encode_images(self, batch: Tensor) -> Tensor:
+        """Image features [N, D], float32, of preprocessed images [N, 3, H, W]."""
+        first = next(m for m in self.model.visual.modules() if isinstance(m, torch.nn.Conv2d))
+        precision = first.weight.dtype  # half on CUDA; open_clip keeps a ViT's class embedding in float32 even then
+        batch = batch.to(self.device, precision, memory_format=torch.channels_last)
+        return self.model.encode_image(batch).float()
+
+    @torch.no_grad()
+    def encode_text(self, texts: Sequence[str], batch: int = 256) -> Tensor:
+        """Text features [N, D], float32; CLIP's causal tower does not compute the padding after the longest text."""
+        tokens = self.tokenizer(list(texts)).to(self.device)
+        if _is_causal(getattr(self.model, "text", self.model)):
+            parts = [self.encode_tokens(self.embed(part), part.argmax(1)) for part in tokens.split(batch)]
+        else:
+            parts = [self.model.encode_text(part) for part in tokens.split(batch)]
+        return torch.cat(parts).float()
+
+    # ── the text tower from the inside, as prompt learning needs it ───────────────────────────────────────────
+
+    @property
+    def text_tower(self):
+        """What holds token_embedding, transformer, ln_final …: the model itself (`CLIP`) or its `text` part.
+
+        Raises TypeError for towers that are not CLIP's causal transformer (Hugging Face text models, CoCa).
+        """
+        tower = getattr(self.model, "text", self.model)
+        if not _is_causal(tower):
+            raise TypeError(f"{self.name} has a text tower other than CLIP's causal transformer; use a CLIP model such "
+                            "as 'ViT-B-32-quickgelu'.")
+        return tower
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Token embeddings [N, L, width] of token ids [N, L], before positions are added."""
+        return self.text_tower.token_embedding(tokens).to(self.text_tower.transformer.get_cast_dtype())
+
+    def encode_tokens(self, embedded: Tensor, end: Tensor) -> Tensor:
+        """Text features [N, D] from token embeddings [N, L, width]; gradients flow.
+
+        end: [N], the position of each text's end token, whose state is projected. The tower is causal, so whatever
+        follows the last end token is cut off: exact, and a quarter of the work for short prompts.
+        """
+        tower, length = self.text_tower, int(end.max()) + 1
+        x = embedded[:, :length] + tower.positional_embedding[:length].to(embedded.dtype)
+        x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
+        x = tower.ln_final(x)[torch.arange(len(x), device=x.device), end]
+        projection = tower.text_projection
+        return projection(x) if isinstance(projection, torch.nn.Module) else x @ projection
+
+
+def _is_causal(tower) -> bool:
+    """Whether a text tower is CLIP's: causal, and read out at the end token."""
+    pool = getattr(tower, "pool_type", getattr(tower, "text_pool_type", None))
+    return pool == "argmax" and tower.attn_mask is not None and getattr(tower, "cls_emb", None) is None
+
+
+def load_backbone(name: str = "pocket", tag: str | None = None, device: str | torch.device = "auto") -> Backbone:
+    """The pocket CLIP (offline), or any open_clip architecture with a weights tag or the path of a checkpoint.
+
+    tag: "openai" by default where open_clip knows it for this name. OpenAI's weights were trained with QuickGELU, so
+    they are refused on a name without it, which would give slightly wrong features and only a warning.
+    Raises ValueError for an unknown name or tag, RuntimeError if the weights cannot be had.
+    """
+    device = best_device(device)
+    if name == "pocket":
+        from . import pocket
+        if tag not in (None, pocket.tag()):
+            raise ValueError(f"The pocket CLIP installed here has weights '{pocket.tag()}', not '{tag}'; a bank made by "
+                             "other weights needs the version of clip-adapter-lite that made it.")
+        model, source, tag = pocket.load(), f"local-dir:{pocket.FOLDER}", pocket.tag()
+    else:
+        model, source, tag = _open_clip(name, tag, device)
+    import open_clip
+    preprocess = open_clip.transform.image_transform_v2(
+        open_clip.transform.PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
+    model = model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    return Backbone(name, tag, model, preprocess, open_clip.get_tokenizer(source), device)
+
+
+@cache
+def shared_backbone(name: str, tag: str, device: torch.device) -> Backbone:
+    """`load_backbone`, once per process: a study asks for the same one in every run."""
+    return load_backbone(name, tag or None, device)
+
+
+def _open_clip(name: str, tag: str | None, device: torch.device):
+    import open_clip
+    if name not in open_clip.list_models():
+        raise ValueError(f"Unknown backbone '{name}'; give 'pocket', 'RN50-quickgelu', 'RN101-quickgelu', "
+                         "'ViT-B-32-quickgelu', 'ViT-B-16-quickgelu' or a name from open_clip.list_models().")
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    tag = tag or ("openai" if "openai" in tags else None)
+    if tag is None:
+        raise ValueError(f"{name} has several sets of weights; name one with tag=…: {', '.join(tags) or 'none known'}, "
+                         "or the path of a checkpoint.")
+    if tag == "openai" and not name.endswith("quickgelu"):
+        raise ValueError(f"OpenAI's weights need QuickGELU, which '{name}' does not have; "
+                         f"use '{name}-quickgelu'.")
+    if tag not in tags and not Path(tag).is_file():
+        raise ValueError(f"{name} has no weights '{tag}'; open_clip knows {', '.join(tags) or 'none'}, or give the path "
+                         "of a checkpoint.")
+    precision = "fp16" if device.type == "cuda" else "fp32"
+    try:
+        return open_clip.create_model(name, pretrained=tag, precision=precision, weights_only=True), name, tag
+    except Exception as error:  # open_clip wraps network failures in several types
+        raise RuntimeError(f"The weights '{tag}' of {name} could not be loaded ({error}); they are downloaded once, so "
+                           "connect to the network for that, or use backbone 'pocket', which works offline.") from error
+
+
+@torch.no_grad()
+def classifier_weights(backbone: Backbone, classnames: Sequence[str], templates: Sequence[str] = ("a photo of a {}.",),
+                       *, normalize_each: bool = True) -> Tensor:
+    """Zero-shot classifier weights W [C, D], unit length: each class's text features averaged over the templates.
+
+    Underscores in class names are read as spaces. normalize_each: bring every template's feature to unit length before
+    averaging, as CLIP's own ensembles do; False averages the raw features.
+    """
+    for template in templates:
+        if "{}" not in template:
+            raise ValueError(f"The template '{template}' has no {{}} for the class name; write for example "
+                             "'a photo of a {}.'.")
+    names = [name.replace("_", " ") for name in classnames]
+    features = backbone.encode_text([template.format(name) for template in templates for name in names])
+    features = features.reshape(len(templates), len(names), -1)
+    if normalize_each:
+        features = normalize(features, dim=-1)
+    return normalize(features.mean(0), dim=-1)

@@ -1,0 +1,209 @@
+"""Many runs, one row each: every bank × method × shots × seed, resumable, on as many processes as asked for."""
+import csv
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from .banks import FeatureBank
+from .methods import Method, method_named
+
+COLUMNS = ("dataset", "backbone", "method", "shots", "seed", "accuracy", "val_accuracy", "alpha", "steps", "seconds",
+           "parameters")
+KEY = COLUMNS[:5]
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One fit to be done and judged."""
+    bank: FeatureBank
+    method: Method
+    shots: int
+    seed: int
+
+    @property
+    def key(self) -> tuple:
+        """What tells this run from the others: dataset, backbone, method, shots, seed."""
+        return self.bank.dataset, self.bank.backbone, self.method.label, self.shots, self.seed
+
+    def __call__(self) -> tuple[tuple, dict, dict]:
+        """(key, row, details) of the finished run; one thread, the fastest for these small matrices."""
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            episode = self.bank.episode(self.shots, self.seed)
+            fitted = self.method.fit(episode)
+            accuracy = fitted.accuracy(episode.test)
+        finally:
+            torch.set_num_threads(threads)
+        row = dict(zip(KEY, self.key), accuracy=accuracy, val_accuracy=fitted.val_accuracy, alpha=fitted.alpha,
+                   steps=fitted.steps, seconds=round(fitted.seconds, 4), parameters=fitted.parameters)
+        return self.key, row, fitted.details
+
+
+def plan(banks: Iterable[FeatureBank], methods: Iterable[str | Method], shots: Iterable[int],
+         seeds: Iterable[int]) -> list[Run]:
+    """All runs of a study, checked before any work: methods known, nothing twice, every bank has the shots.
+
+    Raises ValueError or BankError, naming what is wrong.
+    """
+    methods = [method_named(m) if isinstance(m, str) else m for m in methods]
+    runs = [Run(b, m, s, seed) for b in banks for m in methods for s in shots for seed in seeds]
+    if not runs:
+        raise ValueError("Nothing to run: give at least one bank, method, number of shots and seed.")
+    seen = set()
+    for run in runs:
+        if run.key in seen:
+            raise ValueError(f"The run {run.key} is asked for twice; name each bank, method, shots and seed once.")
+        seen.add(run.key)
+    for bank, most in {run.bank: max(shots) for run in runs}.items():
+        bank.check_shots(min(shots))
+        bank.check_shots(most)
+    return runs
+
+
+def read_rows(path: Path) -> dict[tuple, dict]:
+    """The finished rows of a results CSV by key; a last line that was cut off in the writing is dropped."""
+    text = path.read_text(encoding="utf-8")
+    rows = {}
+    for row in csv.DictReader(text[:text.rfind("\n") + 1].splitlines()):
+        row["shots"], row["seed"] = int(row["shots"]), int(row["seed"])
+        rows[tuple(row[k] for k in KEY)] = row
+    return rows
+
+
+class Results:
+    """The CSV of a study: rows are appended as runs finish; a JSON beside it says what they were computed from.
+
+    Opening an existing file with resume=True keeps its finished rows (a half-written last line is dropped) and raises
+    ValueError if it belongs to other banks or settings; without, the old file is kept as NAME.previous.csv.
+    """
+
+    def __init__(self, path: Path, runs: Sequence[Run], resume: bool):
+        self.path, self.about_path = path, path.with_suffix(".json")
+        self.about = {
+            "banks": {f"{r.bank.dataset} ({r.bank.backbone})": r.bank.hash for r in runs},
+            "methods": {r.method.label: repr(r.method) for r in runs},
+            "protocol": "fit on the support set; selection on min(shots, 4) validation images a class; "
+                        "accuracy on the whole test split, used once",
+            "versions": versions(), "details": {}}
+        self.rows: dict[tuple, dict] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and resume:
+            self._resume()
+        elif path.exists():
+            path.replace(path.with_suffix(".previous.csv"))
+        self._rewrite(self.rows.values())
+
+    def _resume(self) -> None:
+        before = json.loads(self.about_path.read_text(encoding="utf-8")) if self.about_path.exists() else {}
+        for what in ("banks", "methods"):
+            for name, value in self.about[what].items():
+                if before.get(what, {}).get(name, value) != value:
+                    raise ValueError(f"{self.path} was computed with another '{name}' than today's, so its rows cannot "
+                                     "be mixed with new ones; leave out --resume, or give another --out.")
+            self.about[what] = before.get(what, {}) | self.about[what]
+        self.about["details"] = before.get("details", {})
+        self.rows = read_rows(self.path)
+
+    def add(self, key: tuple, row: dict, details: dict) -> None:
+        """Append a finished run; on disk when this returns."""
+        self.rows[key] = row
+        self.about["details"][" / ".join(map(str, key))] = {k: v for k, v in details.items() if k != "scores"}
+        with self.path.open("a", encoding="utf-8", newline="") as file:
+            csv.DictWriter(file, COLUMNS).writerow(row)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def finish(self, runs: Sequence[Run]) -> None:
+        """Put the rows in the order of the plan (rows of earlier studies in the file go first)."""
+        planned = [run.key for run in runs]
+        kept = [key for key in self.rows if key not in set(planned)]
+        self._rewrite(self.rows[key] for key in kept + planned)
+
+    def _rewrite(self, rows: Iterable[dict]) -> None:
+        partial = self.path.with_suffix(".partial")
+        with partial.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+        partial.replace(self.path)
+        partial.write_text(json.dumps(self.about, indent=1, sort_keys=True), encoding="utf-8")
+        partial.replace(self.about_path)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what numbers depend on."""
+    from importlib.metadata import version
+    return {name: version(name) for name in ("clip-adapter-lite", "torch", "open_clip_torch", "timm", "scikit-learn")}
+
+
+def execute(runs: Sequence[Run], results: Results | None = None, *, jobs: int = 1, progress: bool = False) -> list[dict]:
+    """Rows of all runs, in their order; those that `results` already has are not run again.
+
+    jobs: processes, -1 for one a core. Rows are the same for any number.
+    """
+    from joblib import Parallel, delayed
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    rows = dict(results.rows) if results else {}
+    pending = [run for run in runs if run.key not in rows]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+               TextColumn("left"), TimeRemainingColumn())
+    with Progress(*columns, disable=not progress) as bar:
+        task = bar.add_task("runs", total=len(runs), completed=len(runs) - len(pending))
+        work = Parallel(n_jobs=jobs, return_as="generator_unordered", pre_dispatch="2*n_jobs")
+        for key, row, details in work(delayed(run)() for run in pending):
+            rows[key] = row
+            if results:
+                results.add(key, row, details)
+            bar.update(task, advance=1, description=" · ".join(map(str, key[2:4])) + " shots")
+    if results:
+        results.finish(runs)
+    return [rows[run.key] for run in runs]
+
+
+def pending(banks, methods, shots, seeds, out: Path | None = None):
+    """A table of the runs to be done, by bank and method; `out` is a CSV whose finished rows are not counted."""
+    from rich.table import Table
+    runs = plan(banks, methods, shots, seeds)
+    done = set(read_rows(out)) if out and out.exists() else set()
+    left = [run for run in runs if run.key not in done]
+    labels = list(dict.fromkeys(run.method.label for run in runs))
+    table = Table("bank", *labels, title=f"{len(left)} of {len(runs)} runs to do", title_justify="left")
+    for bank in dict.fromkeys(run.bank for run in runs):
+        table.add_row(bank.dataset, *(str(sum(r.bank is bank and r.method.label == label for r in left)) for label in labels))
+    return table
+
+
+def compare(banks: Iterable[FeatureBank],
+            methods: Iterable[str | Method] = ("zero-shot", "linear-probe", "coop", "clip-adapter"),
+            shots: Iterable[int] = (1, 2, 4, 8, 16), seeds: Iterable[int] = (1, 2, 3), *, out: str | Path | None = None,
+            resume: bool = False, jobs: int = 1, progress: bool = False):
+    """Fit every method on every bank with every number of shots and seed; a DataFrame with one row per run.
+
+    methods: names or `Method` objects. accuracy is on the whole test split, in [0, 1]; whatever a method selects, it
+    selects on validation. out: a CSV that rows are appended to as they finish; resume: skip the runs it already has.
+    Raises BankError, before any work, if a bank cannot give that many shots.
+    """
+    import pandas
+    runs = plan(list(banks), list(methods), list(shots), list(seeds))
+    results = Results(Path(out), runs, resume) if out else None
+    rows = execute(runs, results, jobs=jobs, progress=progress)
+    return tidy(pandas.DataFrame(rows, columns=COLUMNS))
+
+
+def tidy(table):
+    """The table with number columns as numbers (a resumed CSV row holds text, and "" where there is no value)."""
+    import pandas
+    for column in COLUMNS[3:]:
+        table[column] = pandas.to_numeric(table[column].replace("", None))
+    return table
+
+
+def summarise(table):
+    """Mean and standard deviation (n - 1) of accuracy over seeds, by dataset, backbone, method and shots."""
+    groups = table.groupby(["dataset", "backbone", "method", "shots"], sort=False)["accuracy"]
+    return groups.agg(["mean", "std", "count"]).reset_index()

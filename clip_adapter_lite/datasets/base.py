@@ -1,0 +1,82 @@
+"""The one shape that every dataset takes before a backbone sees it, and how we split what comes without a split."""
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from ..banks import SPLITS, BankError, rank
+
+Item = tuple[Any, int]  # a picture's path, or the PIL image itself, and its label
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageDataset:
+    """Pictures by split. splits maps "train", "val" and "test" to lists of (path or PIL image, label).
+
+    protocol: how it was split, in words. source: where the pictures come from. Raises BankError for a wrong label.
+    """
+    name: str
+    classnames: tuple[str, ...]
+    splits: dict[str, list[Item]]
+    templates: tuple[str, ...]
+    protocol: str
+    source: str
+    licence: str = "unknown"
+
+    def __post_init__(self):
+        for split in SPLITS:
+            wrong = [label for _, label in self.splits[split] if not 0 <= label < len(self.classnames)]
+            if wrong:
+                raise BankError(f"{self.name}, {split}: label {wrong[0]} does not name one of the "
+                                f"{len(self.classnames)} classes.")
+
+    def cap(self, **most: int) -> "ImageDataset":
+        """At most so many images a class (train, val) or in all (test), chosen by hash; the protocol says so.
+
+        `dataset.cap(train=48, val=16, test=2500)`
+        """
+        splits = {}
+        for name, items in self.splits.items():
+            rows = _by_class(items)
+            limit = most.get(name, len(items))
+            if name == "test":  # every class keeps its share
+                sums = accumulate(map(len, rows.values()), initial=0)  # so that the shares add up to the limit
+                edges = [n * limit // max(len(items), 1) for n in sums]
+                limit_of = {c: b - a for c, a, b in zip(rows, edges, edges[1:])}
+            else:
+                limit_of = dict.fromkeys(rows, limit)
+            kept = sorted(i for c, r in rows.items() for i in rank(0, c, r)[:limit_of[c]])
+            splits[name] = [items[i] for i in kept]
+        note = ", ".join(f"{n} ≤ {most[n]}{'' if n == 'test' else ' a class'}" for n in SPLITS
+                         if len(splits[n]) < len(self.splits[n]))
+        return ImageDataset(**{**vars(self), "splits": splits,
+                               "protocol": f"{self.protocol}; {note}" if note else self.protocol})
+
+
+def _by_class(items: Sequence[Item]) -> dict[int, list[int]]:
+    rows: dict[int, list[int]] = {}
+    for index, (_, label) in enumerate(items):
+        rows.setdefault(label, []).append(index)
+    return rows
+
+
+def split_by_hash(items: Sequence[Item], train: float = 0.5, val: float = 0.2, seed: int = 0,
+                  at_least: int = 0) -> dict[str, list[Item]]:
+    """Split each class by the SHA-256 order of its images: `train`, `val` and the rest for test (CoOp's 50/20/30).
+
+    at_least: give train this many where that leaves at least a quarter of the class to validation and test.
+    """
+    splits: dict[str, list[int]] = {name: [] for name in SPLITS}
+    for label, rows in _by_class(items).items():
+        order, many = rank(seed, label, rows), len(rows)
+        first = min(max(round(many * train), min(at_least, many * 3 // 4)), max(1, many - 1))  # leave one for validation
+        second = first + max(1, round((many - first) * val / (1 - train)))
+        for name, part in zip(SPLITS, (order[:first], order[first:second], order[second:])):
+            splits[name] += part
+    return {name: [items[i] for i in sorted(rows)] for name, rows in splits.items()}
+
+
+def folder_items(root: Path, classes: Sequence[str]) -> list[Item]:
+    """The image files in `root/<class>/`, in name order, labelled by the class's place in `classes`."""
+    return [(path, label) for label, name in enumerate(classes) for path in sorted((root / name).iterdir())]

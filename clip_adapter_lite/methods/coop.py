@@ -1,0 +1,149 @@
+"""CoOp: learn the words around the class name by gradient descent through the text encoder (Zhou et al., 2022).
+
+The text prompt of class i is [start] v_1 … v_M [name i] . [end]; the M context vectors v are learned in token-embedding
+space, images and text encoder stay frozen: p = softmax(cos(f, W(v)) / τ).
+"""
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from ..backbones import Backbone
+from ..training import cosine, train
+from .base import Method, cosine_logits
+
+PAPER_EPOCHS = {1: 50, 2: 100, 4: 100, 8: 200, 16: 200}  # by shots; CoOp, section 4.1
+PAPER_BATCH, PAPER_RATE, PAPER_WARM_UP = 32, 2e-3, 1e-5
+
+
+class Prompts(nn.Module):
+    """Learned prompts of C classes: `context` is [M, width] (unified) or [C, M, width] (class-specific).
+
+    Raises ValueError, naming the class, if a prompt does not fit the text encoder's context length.
+    """
+
+    def __init__(self, backbone: Backbone, classnames, *, length: int, position: str, class_specific: bool,
+                 words: str | None):
+        super().__init__()
+        self.backbone = backbone
+        rows = backbone.tokenizer([f"{name.replace('_', ' ')}." for name in classnames]).to(backbone.device)
+        end, longest = rows.argmax(1), backbone.text_tower.positional_embedding.shape[0]
+        worst = int(end.argmax())
+        if int(end[worst]) + 1 + length > longest:
+            raise ValueError(f"The prompt of class '{classnames[worst]}' with {length} context vectors is "
+                             f"{int(end[worst]) + 1 + length} tokens long, over the {longest} of {backbone.name}; "
+                             "use fewer context vectors or a shorter name.")
+        kept = int(end.max()) + 1
+        self.register_buffer("static", backbone.embed(rows[:, :kept]), persistent=False)  # [C, kept, width]
+        self.register_buffer("end", end + length, persistent=False)
+        self.register_buffer("order", torch.stack([_order(int(e), kept, length, position) for e in end]).to(rows.device),
+                             persistent=False)
+        self.context = nn.Parameter(self._start(backbone, len(classnames) if class_specific else None, length, words))
+
+    @staticmethod
+    def _start(backbone, classes: int | None, length: int, words: str | None) -> Tensor:
+        width = backbone.text_tower.positional_embedding.shape[1]
+        context = torch.randn(*([] if classes is None else [classes]), length, width) * 0.02
+        context = context.to(backbone.device)
+        if words:
+            tokens = backbone.tokenizer([words]).to(backbone.device)
+            count = int(tokens.argmax()) - 1
+            if count > length:
+                raise ValueError(f"'{words}' is {count} tokens but there are only {length} context vectors; give fewer "
+                                 "words, or words=None for a random start.")
+            context[..., length - count:, :] = backbone.embed(tokens)[0, 1:1 + count].float()
+        return context
+
+    def embedded(self) -> Tensor:
+        """Token embeddings [C, L, width] with the context in its place."""
+        context = self.context.to(self.static.dtype).expand(len(self.static), *self.context.shape[-2:])
+        pieces = torch.cat([self.static, context], dim=1)
+        return pieces.gather(1, self.order[..., None].expand(-1, -1, pieces.shape[-1]))
+
+    def forward(self) -> Tensor:
+        """Classifier weights W(v) [C, D]."""
+        return self.backbone.encode_tokens(self.embedded(), self.end)
+
+
+def _order(end: int, kept: int, length: int, position: str) -> Tensor:
+    """Which piece stands where: 0 … kept - 1 are the tokens of "[start] name . [end]", then come the context vectors."""
+    name = end - 2  # the tokens of the class name; the full stop and the end token follow
+    context = list(range(kept, kept + length))
+    before, after = {"end": (context, []), "front": ([], context),
+                     "middle": (context[:length // 2], context[length // 2:])}[position]
+    return torch.tensor([0, *before, *range(1, 1 + name), *after, *range(1 + name, kept)])
+
+
+class CoOpHead(nn.Module):
+    """cos(f, W(v)) / τ with the learned prompts' weights [C, D], and the context they came from."""
+
+    def __init__(self, weights: Tensor, context: Tensor, *, logit_scale: float):
+        super().__init__()
+        self.options = {"logit_scale": logit_scale}
+        self.register_buffer("weights", weights)
+        self.register_buffer("context", context)
+        self.logit_scale, self.width = logit_scale, weights.shape[1]
+
+    def forward(self, features: Tensor) -> Tensor:
+        return cosine_logits(features, self.weights, self.logit_scale)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoOp(Method):
+    """CoOp with M learned context vectors.
+
+    context_length: M (CoOp uses 4 and 16). class_specific: one context per class instead of a unified one.
+    position: where the class name stands, "end" (CoOp's default), "middle" or "front".
+    words: what the context starts from, its last vectors if there are more than words; None for CoOp's random start
+        (normal, deviation 0.02).
+    recipe: "light" is ours, `steps` full-batch AdamW steps; "paper" is SGD at 2e-3 on minibatches of 32 for 50, 100 or
+        200 epochs by shots, cosine schedule after one warm-up epoch at 1e-5, and ignores steps and rate.
+    The episode's backbone is loaded, since prompts go through its text encoder.
+    """
+    name = "coop"
+    head_class = CoOpHead
+    context_length: int = 4
+    class_specific: bool = False
+    position: str = "end"
+    words: str | None = "a photo of a"
+    recipe: str = "light"
+    steps: int = 100
+    rate: float = 1e-2
+
+    def __post_init__(self):
+        for setting, allowed in (("position", ("end", "middle", "front")), ("recipe", ("light", "paper"))):
+            if getattr(self, setting) not in allowed:
+                raise ValueError(f"{setting} must be one of {', '.join(allowed)}; got {getattr(self, setting)!r}.")
+        if self.context_length < 1:
+            raise ValueError(f"context_length must be at least 1; got {self.context_length}.")
+
+    def _fit(self, episode):
+        prompts = Prompts(episode.backbone, episode.classnames, length=self.context_length, position=self.position,
+                          class_specific=self.class_specific, words=self.words)
+        support = episode.support
+
+        def loss(features: Tensor, labels: Tensor) -> Tensor:
+            return cross_entropy(cosine_logits(features, prompts().to(features.dtype), episode.logit_scale), labels)
+
+        if self.recipe == "light":
+            steps = self.steps
+            train([prompts.context], lambda step: loss(support.view(step), support.labels), steps=steps, rate=self.rate)
+        else:
+            per_epoch = -(-len(support) // PAPER_BATCH)
+            epochs = PAPER_EPOCHS[min(PAPER_EPOCHS, key=lambda shots: abs(shots - episode.shots))]
+            steps, batches = epochs * per_epoch, []
+
+            def minibatch(step: int) -> Tensor:
+                if not batches:
+                    batches.extend(torch.randperm(len(support)).split(PAPER_BATCH))
+                rows = batches.pop()
+                return loss(support.view(step // per_epoch)[rows], support.labels[rows])
+
+            train([prompts.context], minibatch, steps=steps, rate=PAPER_RATE, optimizer="sgd", weight_decay=5e-4,
+                  schedule=lambda step: (cosine((step // per_epoch - 1) / epochs) if step >= per_epoch  # moves once an epoch
+                                         else PAPER_WARM_UP / PAPER_RATE))
+        with torch.no_grad():
+            head = CoOpHead(prompts().to(support.features.dtype), prompts.context.detach().clone(),
+                            logit_scale=episode.logit_scale)
+        return head, {"steps": steps, "parameters": prompts.context.numel()}

@@ -1,0 +1,39 @@
+"""The one training loop that all gradient methods share: full batch on features, one optimiser, a cosine schedule."""
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+
+def cosine(done: float) -> float:
+    """Half a cosine: the factor on the learning rate when the fraction `done` of the training is over."""
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
+def train(parameters: Iterable[Tensor], loss: Callable[[int], Tensor], *, steps: int, rate: float,
+          optimizer: str = "adamw", weight_decay: float = 0.0, schedule: Callable[[int], float] | None = None,
+          after_step: Callable[[int], None] | None = None) -> None:
+    """Minimise `loss(step)` over `parameters`, in place.
+
+    optimizer: "adamw", or "sgd" (momentum 0.9, CoOp's). rate: the peak learning rate; schedule(step): the factor on it,
+    half a cosine over all steps by default. after_step(step) is called after each update, for training curves.
+    Raises FloatingPointError, naming the step, if the loss is no longer finite.
+    """
+    parameters, schedule = list(parameters), schedule or (lambda step: cosine(step / steps))
+    if optimizer == "sgd":
+        stepper = torch.optim.SGD(parameters, lr=rate, momentum=0.9, weight_decay=weight_decay)
+    else:
+        stepper = torch.optim.AdamW(parameters, lr=rate, weight_decay=weight_decay)
+    for step in range(steps):
+        for group in stepper.param_groups:
+            group["lr"] = rate * schedule(step)
+        stepper.zero_grad()
+        value = loss(step)
+        value.backward()
+        stepper.step()
+        if after_step:
+            after_step(step)
+    if steps and not math.isfinite(value.item()):
+        raise FloatingPointError(f"The training loss is {value.item()} after {steps} steps; lower the learning rate "
+                                 f"(it is {rate}).")

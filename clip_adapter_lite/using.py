@@ -1,0 +1,77 @@
+"""Fitted classifiers on disk, and on pictures."""
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from torch import Tensor
+
+from .backbones import Backbone
+from .methods import METHODS, Classifier, ZeroShot
+from .methods.zero_shot import ZeroShotHead
+
+FACTS = ("val_accuracy", "alpha", "beta", "steps", "seconds", "parameters", "origin")
+
+
+def save_classifier(classifier: Classifier, path: str | Path) -> Path:
+    """Write a fitted classifier as safetensors, its settings, class names and origin as JSON inside; no pickle."""
+    from safetensors.torch import save_file
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    about = {"method": classifier.method.name, "settings": asdict(classifier.method),
+             "options": classifier.head.options, "classnames": classifier.classnames,
+             **{fact: getattr(classifier, fact) for fact in FACTS}}
+    state = {name: tensor.cpu().contiguous() for name, tensor in classifier.head.state_dict().items()}
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    save_file(state, partial, metadata={"classifier": json.dumps(about, sort_keys=True)})
+    return partial.replace(path)
+
+
+def load_classifier(path: str | Path) -> Classifier:
+    """A classifier from `save_classifier`; gives the same logits to the last bit.
+
+    Raises FileNotFoundError, or ValueError if the file is not a whole classifier.
+    """
+    from safetensors import SafetensorError, safe_open
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no classifier file {path}; make one with `clip-adapter-lite fit --out {path}`.")
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {})["classifier"])
+            state = {name: file.get_tensor(name) for name in file.keys()}
+        method_class = METHODS[about["method"]]
+        method = method_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in about["settings"].items()})
+        head = method_class.head_class(**{k: v for k, v in state.items() if "." not in k}, **about["options"])
+        head.load_state_dict(state)
+        facts = {fact: about[fact] for fact in FACTS}
+    except (SafetensorError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not a whole classifier file of this version ({type(error).__name__}: {error}); fit and "
+                         "save it again.") from error
+    return Classifier(head=head.requires_grad_(False).eval(), classnames=tuple(about["classnames"]), method=method, **facts)
+
+
+def zero_shot(weights: Tensor, classnames: Sequence[str], backbone: Backbone) -> Classifier:
+    """A zero-shot classifier from classifier weights [C, D], for pictures of no bank."""
+    return Classifier(head=ZeroShotHead(weights, logit_scale=backbone.logit_scale), classnames=tuple(classnames),
+                      method=ZeroShot(), origin={"backbone": backbone.name, "weights_tag": backbone.tag})
+
+
+def predict(classifier: Classifier, backbone: Backbone, images: Sequence, top: int = 5) -> list[list[tuple[str, float]]]:
+    """The `top` class names and probabilities, best first, of each picture (a path or a PIL image).
+
+    Raises ValueError if the classifier was fitted on features of another backbone, other weights or other preprocessing;
+    OSError, naming the file, for a picture that cannot be read.
+    """
+    from .building import encode, preprocessing
+    fitted, here = classifier.origin, {"backbone": backbone.name, "weights_tag": backbone.tag,
+                                       "preprocessing": preprocessing(backbone)}
+    for what, value in here.items():
+        if fitted.get(what) and fitted[what] != value:
+            raise ValueError(f"This classifier was fitted on features with {what.replace('_', ' ')} {fitted[what]!r} but "
+                             f"the backbone given has {value!r}; load the one it was fitted on.")
+    probabilities = classifier.probabilities(encode(backbone, list(images)))
+    best = probabilities.topk(min(top, len(classifier.classnames)), dim=1)
+    return [[(classifier.classnames[i], p) for i, p in zip(row, chances)]
+            for row, chances in zip(best.indices.tolist(), best.values.tolist())]

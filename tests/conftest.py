@@ -1,0 +1,65 @@
+"""What the tests share: a quiet environment, small synthetic banks, and what a good refusal looks like."""
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch.nn.functional import normalize
+
+from clip_adapter_lite import BankError, FeatureBank, Split
+
+
+def make_bank(classes: int = 5, width: int = 16, *, train=8, val=4, test=6, noise: float = 0.5, seed: int = 0,
+              logit_scale: float = 20.0, views: int | None = None, **fields) -> FeatureBank:
+    """A bank of Gaussian clouds, one around each class's text feature.
+
+    train, val, test: images a class, one number or one for each class. They are dealt out in turns (0, 1, 2, 0, 1 …), so
+    that a row's index is not its place within its class. views: shape [V, N, D] for train. fields: FeatureBank's own.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    centres = normalize(torch.randn(classes, width, generator=generator), dim=-1)
+    splits = {}
+    for name, counts in (("train", train), ("val", val), ("test", test)):
+        counts = [counts] * classes if isinstance(counts, int) else counts
+        dealt = [c for turn in range(max(counts)) for c in range(classes) if turn < counts[c]]
+        labels = torch.tensor(dealt, dtype=torch.long)
+        shape = (views, len(labels), width) if views and name == "train" else (len(labels), width)
+        cloud = torch.randn(shape, generator=generator) * noise / width ** 0.5
+        splits[name] = Split(3 * (centres[labels] + cloud), labels)  # times 3: banks hold un-normalised features
+    return FeatureBank(**dict(dataset="toy", backbone="none", classnames=tuple(f"class {c}" for c in range(classes)),
+                              text_features=centres, logit_scale=logit_scale, splits=splits) | fields)
+
+
+@contextmanager
+def refusal(fragment: str, error: type[Exception] = BankError):
+    """The block raises `error`, whose message is one sentence on one line and holds `fragment`."""
+    with pytest.raises(error) as caught:
+        yield
+    message = str(caught.value)
+    assert fragment in message
+    assert message.endswith(".") and ". " not in message and "\n" not in message, message
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Toy matrices gain nothing from threads, and on a busy machine they wait for each other."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """An empty cache folder, so that no test sees or touches the user's banks."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("CLIP_ADAPTER_LITE_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def toy_bank():
+    """Makes banks: `toy_bank(classes=3, train=[5, 2, 5])`; see `make_bank`."""
+    return make_bank
+
+
+@pytest.fixture
+def refused():
+    """`with refused("has 2 training images"): …` checks a BankError and its wording; see `refusal`."""
+    return refusal

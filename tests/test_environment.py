@@ -1,0 +1,54 @@
+"""environment.yml gives conda users what pyproject.toml gives pip users; the repository keeps within its limits."""
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+CONDA_NAMES = {"pytorch": "torch"}
+
+
+def requirement(text: str) -> tuple[str, str]:
+    name, version = re.fullmatch(r"([A-Za-z0-9_.-]+?)\s*([=<>!~].*)?", text.strip()).groups()
+    return CONDA_NAMES.get(name, name), (version or "").replace(" ", "")
+
+
+def test_environment_yml_equals_the_dependencies_and_the_notebooks_extra_of_pyproject():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = dict(map(requirement, project["dependencies"] + project["optional-dependencies"]["notebooks"]))
+    wanted["python"] = project["requires-python"]
+    listed = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    from_pip = next(entry["pip"] for entry in listed if isinstance(entry, dict))
+    found = dict(map(requirement, [e for e in listed if isinstance(e, str) and e != "pip"] +
+                     [e for e in from_pip if not e.startswith("-e")]))
+    assert found == wanted
+
+
+def tracked() -> list[Path]:
+    done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    return [ROOT / line for line in done.stdout.splitlines() if (ROOT / line).is_file()]
+
+
+def test_no_file_is_over_20_mb_and_weights_and_banks_are_under_45_mb_together():
+    sizes = {path: path.stat().st_size for path in tracked()}
+    assert max(sizes.values()) <= 20e6
+    assert sum(size for path, size in sizes.items() if path.suffix == ".safetensors") <= 45e6
+
+
+def test_no_pickle_and_no_picture_of_a_research_dataset_is_committed():
+    pictures = [p for p in tracked() if p.suffix.lower() in (".jpg", ".jpeg", ".bmp", ".gif", ".ppm")]
+    assert not pictures
+    assert not [p for p in tracked() if p.suffix in (".pkl", ".pickle", ".pt", ".pth", ".npy", ".npz")]
+
+
+def test_nothing_below_plots_imports_matplotlib_and_methods_know_nothing_of_files_or_datasets():
+    package = ROOT / "clip_adapter_lite"
+    for path in [package / f"{m}.py" for m in ("backbones", "banks", "training", "compare", "evaluation")]:
+        assert "matplotlib" not in path.read_text() and "seaborn" not in path.read_text(), path
+    for path in (package / "methods").glob("*.py"):
+        assert not re.search(r"import .*(datasets|plots|compare|building|evaluation|pathlib)", path.read_text()), path

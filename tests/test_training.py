@@ -1,0 +1,89 @@
+"""The training loop against arithmetic done by hand."""
+import math
+
+import pytest
+import torch
+
+from clip_adapter_lite.training import cosine, train
+
+RATE, DECAY = 0.1, 0.01
+
+
+def parameter(*values):
+    return torch.nn.Parameter(torch.tensor(values, dtype=torch.float64))
+
+
+def test_cosine_goes_from_one_to_zero_through_a_half():
+    assert cosine(0) == 1 and cosine(1) == 0
+    assert cosine(0.5) == pytest.approx(0.5) and cosine(1 / 3) == pytest.approx(0.75)
+
+
+def test_one_adamw_step_is_decay_and_a_step_of_the_rate_against_the_gradient():
+    p = parameter(2.0, -3.0)
+    train([p], lambda step: (p * torch.tensor([0.5, -4.0])).sum(), steps=1, rate=RATE, weight_decay=DECAY)
+    # after bias correction the first moments are g and g², so the step is rate · g / (|g| + 1e-8)
+    expected = [2 * (1 - RATE * DECAY) - RATE * 0.5 / (0.5 + 1e-8), -3 * (1 - RATE * DECAY) + RATE * 4 / (4 + 1e-8)]
+    assert p.tolist() == pytest.approx(expected, abs=1e-15)
+
+
+def test_three_adamw_steps_follow_the_half_cosine():
+    p, m, v, x = parameter(2.0), 0.0, 0.0, 2.0
+    train([p], lambda step: (p ** 4).sum(), steps=3, rate=RATE, weight_decay=DECAY)
+    for step in range(3):
+        rate, g = RATE * (1 + math.cos(math.pi * step / 3)) / 2, 4 * x ** 3
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+        x -= rate * DECAY * x
+        x -= rate * (m / (1 - 0.9 ** (step + 1))) / (math.sqrt(v / (1 - 0.999 ** (step + 1))) + 1e-8)
+    assert p.item() == pytest.approx(x, abs=1e-14)
+
+
+def test_sgd_has_momentum_and_adds_the_decay_to_the_gradient():
+    p, velocity, x = parameter(2.0), 0.0, 2.0
+    train([p], lambda step: (p ** 2).sum(), steps=4, rate=RATE, weight_decay=DECAY, optimizer="sgd")
+    for step in range(4):
+        gradient = 2 * x + DECAY * x
+        velocity = gradient if step == 0 else 0.9 * velocity + gradient
+        x -= RATE * (1 + math.cos(math.pi * step / 4)) / 2 * velocity
+    assert p.item() == pytest.approx(x, abs=1e-14)
+
+
+def test_a_schedule_is_a_factor_on_the_rate_of_each_step():
+    factors, p, path = [0.5, 2.0, 0.0, 1.0], parameter(0.0), []
+    train([p], lambda step: p.sum(), steps=4, rate=RATE, schedule=factors.__getitem__,
+          after_step=lambda step: path.append(p.item()))
+    moved = [before - after for before, after in zip([0.0, *path], path)]
+    assert moved == pytest.approx([RATE * factor for factor in factors], abs=1e-8)  # the gradient is always 1
+
+
+def test_loss_and_after_step_are_called_once_a_step_in_turn():
+    calls, p = [], parameter(1.0)
+
+    def loss(step):
+        calls.append(("loss", step, p.item()))
+        return p.sum()
+
+    train([p], loss, steps=3, rate=RATE, after_step=lambda step: calls.append(("after", step, p.item())))
+    assert [call[:2] for call in calls] == [(what, step) for step in range(3) for what in ("loss", "after")]
+    for (_, _, before), (_, _, after) in zip(calls[::2], calls[1::2]):
+        assert after < before  # after_step sees what the step has changed
+
+
+def test_gradients_do_not_add_up_over_steps():
+    p, seen = parameter(5.0), []
+    train([p], lambda step: 3 * p.sum(), steps=4, rate=RATE, after_step=lambda step: seen.append(p.grad.item()))
+    assert seen == [3, 3, 3, 3]
+
+
+def test_parameters_may_be_a_generator_and_no_steps_change_nothing():
+    p = parameter(1.5)
+    train((q for q in [p]), lambda step: pytest.fail("no step was asked for"), steps=0, rate=RATE)
+    assert p.item() == 1.5
+    train((q for q in [p]), lambda step: p.sum(), steps=1, rate=RATE)
+    assert p.item() < 1.5
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_a_run_that_diverges_is_refused_with_its_rate(optimizer):
+    p = parameter(10.0)
+    with pytest.raises(FloatingPointError, match=r"loss is (nan|inf) after 9 steps; lower .*rate \(it is 1e\+200\)"):
+        train([p], lambda step: (p ** 4).sum(), steps=9, rate=1e200, optimizer=optimizer)
