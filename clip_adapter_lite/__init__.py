@@ -6,9 +6,11 @@ from .backbones import Backbone, classifier_weights, load_backbone
 from .banks import BankError, Episode, FeatureBank, Split, list_banks
 from .building import build_bank
 from .compare import compare, summarise
-from .methods import METHODS, Classifier, CLIPAdapter, CoOp, LinearProbe, Method, ZeroShot
+from .evaluation import calibration_error, paired_bootstrap, per_class_accuracy, reliability_curve
+from .methods import METHODS, Classifier, CLIPAdapter, CoOp, LinearProbe, Method, TipAdapter, ZeroShot
 from .using import load_classifier, predict, save_classifier
 
 __all__ = ["Backbone", "BankError", "CLIPAdapter", "Classifier", "CoOp", "Episode", "FeatureBank", "LinearProbe", "METHODS",
-           "Method", "Split", "ZeroShot", "build_bank", "classifier_weights", "compare", "list_banks", "load_backbone",
-           "load_classifier", "predict", "save_classifier", "summarise"]
+           "Method", "Split", "TipAdapter", "ZeroShot", "build_bank", "calibration_error", "classifier_weights", "compare",
+           "list_banks", "load_backbone", "load_classifier", "paired_bootstrap", "per_class_accuracy", "predict",
+           "reliability_curve", "save_classifier", "summarise"]

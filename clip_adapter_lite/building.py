@@ -26,14 +26,12 @@ def encode(backbone: Backbone, items: Sequence, *, batch: int = 64, workers: int
     if not items:
         return torch.empty(0, backbone.width)
     features = []
+    load = lambda item: backbone.preprocess(open_image(item))
     with ThreadPoolExecutor(workers) as pool:
-        batches = [items[i:i + batch] for i in range(0, len(items), batch)]
-        load = lambda part: torch.stack([backbone.preprocess(open_image(item)) for item in part])
-        coming = pool.submit(load, batches[0])
-        for nxt in [*batches[1:], None]:
-            ready = coming.result()
-            if nxt is not None:
-                coming = pool.submit(load, nxt)  # decoded while the tower works
+        coming = [pool.submit(load, item) for item in items[:batch]]
+        for start in range(batch, len(items) + batch, batch):
+            ready = torch.stack([picture.result() for picture in coming])
+            coming = [pool.submit(load, item) for item in items[start:start + batch]]  # decoded while the tower works
             features.append(backbone.encode_images(ready).cpu())
             if advance:
                 advance(len(ready))
@@ -67,7 +65,7 @@ def build_bank(dataset, backbone: str | Backbone = "pocket", *, templates: Seque
             splits[name] = Split(features, torch.tensor([label for _, label in items], dtype=torch.long))
     return FeatureBank(
         dataset=dataset.name, backbone=backbone.name, classnames=dataset.classnames, templates=templates,
-        text_features=classifier_weights(backbone, dataset.classnames, templates), logit_scale=backbone.logit_scale,
+        text_features=classifier_weights(backbone, dataset.classnames, templates).cpu(), logit_scale=backbone.logit_scale,
         splits=splits,
         meta={"weights_tag": backbone.tag, "protocol": dataset.protocol, "source": dataset.source,
               "licence": dataset.licence, "preprocessing": preprocessing(backbone), "versions": versions()})

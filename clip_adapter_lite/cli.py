@@ -108,7 +108,7 @@ def accuracy_table(summary, title: str, features: str) -> Table:
     table = Table(title=title, caption=f"features: {features}", title_justify="left", caption_justify="left")
     table.add_column("method")
     for s in shots:
-        table.add_column(f"{s} shot{'s' * (s > 1)}", justify="right")
+        table.add_column("1 shot" if s == 1 else f"{s} shots", justify="right")
     for method, rows in summary.groupby("method", sort=False):
         cells = rows.set_index("shots")
         table.add_row(method, *(f"{100 * cells['mean'][s]:.1f} ± {100 * cells['std'].fillna(0)[s]:.1f}" for s in shots))

@@ -2,6 +2,7 @@
 import csv
 import json
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,8 +153,9 @@ def execute(runs: Sequence[Run], results: Results | None = None, *, jobs: int = 
     pending = [run for run in runs if run.key not in rows]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                TextColumn("left"), TimeRemainingColumn())
-    with Progress(*columns, disable=not progress) as bar:
+    with warnings.catch_warnings(), Progress(*columns, disable=not progress) as bar:
         task = bar.add_task("runs", total=len(runs), completed=len(runs) - len(pending))
+        warnings.filterwarnings("ignore", "A worker stopped", UserWarning)  # loky renews workers that loaded a backbone
         work = Parallel(n_jobs=jobs, return_as="generator_unordered", pre_dispatch="2*n_jobs")
         for key, row, details in work(delayed(run)() for run in pending):
             rows[key] = row

@@ -74,6 +74,6 @@ def accuracy_over_shots(table, columns: int = 3) -> Figure:
         figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
         seeds = table.seed.nunique()
         figure.supxlabel(f"features: {', '.join(features_of(b) for b in summary.backbone.unique())}; "
-                         f"mean of {seeds} seed{'s' * (seeds > 1)}, bars: one standard deviation; "
+                         f"mean of {seeds} seed{'' if seeds == 1 else 's'}, bars: one standard deviation; "
                          "selection on validation only", fontsize=9, color="#555555")
     return figure

@@ -18,7 +18,7 @@ def train(parameters: Iterable[Tensor], loss: Callable[[int], Tensor], *, steps:
 
     optimizer: "adamw", or "sgd" (momentum 0.9, CoOp's). rate: the peak learning rate; schedule(step): the factor on it,
     half a cosine over all steps by default. after_step(step) is called after each update, for training curves.
-    Raises FloatingPointError, naming the step, if the loss is no longer finite.
+    Raises FloatingPointError, naming the rate, if the last loss is not finite.
     """
     parameters, schedule = list(parameters), schedule or (lambda step: cosine(step / steps))
     if optimizer == "sgd":

@@ -3,9 +3,10 @@ from .base import Classifier, Method
 from .clip_adapter import CLIPAdapter
 from .coop import CoOp
 from .linear_probe import LinearProbe
+from .tip_adapter import TipAdapter
 from .zero_shot import ZeroShot
 
-METHODS = {method.name: method for method in (ZeroShot, LinearProbe, CoOp, CLIPAdapter)}
+METHODS = {method.name: method for method in (ZeroShot, LinearProbe, CoOp, CLIPAdapter, TipAdapter)}
 
 
 def method_named(name: str) -> Method:
@@ -15,4 +16,5 @@ def method_named(name: str) -> Method:
     return METHODS[name]()
 
 
-__all__ = ["METHODS", "Classifier", "CLIPAdapter", "CoOp", "LinearProbe", "Method", "ZeroShot", "method_named"]
+__all__ = ["METHODS", "Classifier", "CLIPAdapter", "CoOp", "LinearProbe", "Method", "TipAdapter", "ZeroShot",
+           "method_named"]

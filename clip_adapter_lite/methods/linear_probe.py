@@ -73,6 +73,7 @@ class LinearProbe(Method):
 
     def _regress(self, episode, c: float) -> tuple[LinearHead, int]:
         from sklearn.linear_model import LogisticRegression
+        from threadpoolctl import threadpool_limits
         x = episode.support.features
         y = episode.support.labels.repeat(episode.support.views)
         x = x.reshape(-1, x.shape[-1])  # the views of an image count as images
@@ -80,7 +81,7 @@ class LinearProbe(Method):
         if classes == 1:  # nothing to separate, and scikit-learn refuses
             return LinearHead(x.new_zeros(x.shape[1], 1), x.new_zeros(1)), 0
         model = LogisticRegression(C=c, max_iter=self.max_iter)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), threadpool_limits(1, user_api="blas"):  # small matrices: threads only wait
             # a huge C need not converge, validation rejects it; and one shot of many classes "could be regression"
             warnings.simplefilter("ignore", UserWarning)
             model.fit(x.cpu().double().numpy(), y.cpu().numpy())

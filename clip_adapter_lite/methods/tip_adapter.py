@@ -28,13 +28,18 @@ CHUNK = 1024  # images at a time: 64 MB of affinities to 16 000 keys (ImageNet, 
 class TipHead(nn.Module):
     """cos(f, W) / τ + α φ(f) L; W: [C, D], keys F: [K·C, D], labels: [K·C], where the ones of L stand."""
 
-    def __init__(self, weights: Tensor, keys: Tensor, labels: Tensor, logit_scale: float, *, alpha: float, beta: float):
+    def __init__(self, weights: Tensor, keys: Tensor, labels: Tensor, *, logit_scale: float, alpha: float, beta: float):
         super().__init__()
         self.register_buffer("weights", weights)
         self.register_buffer("labels", labels)
         self.keys = nn.Parameter(keys)
         self.alpha, self.beta, self.logit_scale = alpha, beta, logit_scale
         self.width = weights.shape[1]
+
+    @property
+    def options(self) -> dict:
+        """What rebuilds the head beside its tensors."""
+        return {"logit_scale": self.logit_scale, "alpha": self.alpha, "beta": self.beta}
 
     def cosines(self, features: Tensor) -> Tensor:
         """f Fᵀ: [N, K·C] of features [N, D]."""
@@ -84,6 +89,7 @@ class TipAdapter(Method):
     Raises ValueError for a setting that cannot be; `fit` raises BankError if "val" meets an episode without validation.
     """
     name = "tip-adapter"
+    head_class = TipHead
     finetune: bool = False
     alpha: float | str = "val"
     beta: float | str = "val"
@@ -128,5 +134,5 @@ class TipAdapter(Method):
         support = episode.support
         views = normalize(support.features, dim=-1).reshape(support.views, len(support), -1)
         alpha, beta = (first if ratio == "val" else ratio for first, ratio in zip(self.start, (self.alpha, self.beta)))
-        return TipHead(episode.text_features, normalize(views.mean(0), dim=-1), support.labels, episode.logit_scale,
-                       alpha=alpha, beta=beta)
+        return TipHead(episode.text_features, normalize(views.mean(0), dim=-1), support.labels,
+                       logit_scale=episode.logit_scale, alpha=alpha, beta=beta)
