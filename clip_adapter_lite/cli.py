@@ -211,3 +211,7 @@ def info():
     for fact in facts.items():
         table.add_row(*fact)
     console.print(table)
+
+
+if __name__ == "__main__":
+    main()

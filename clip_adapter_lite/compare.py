@@ -176,7 +176,8 @@ def pending(banks, methods, shots, seeds, out: Path | None = None):
     labels = list(dict.fromkeys(run.method.label for run in runs))
     table = Table("bank", *labels, title=f"{len(left)} of {len(runs)} runs to do", title_justify="left")
     for bank in dict.fromkeys(run.bank for run in runs):
-        table.add_row(bank.dataset, *(str(sum(r.bank is bank and r.method.label == label for r in left)) for label in labels))
+        counts = [sum(run.bank is bank and run.method.label == label for run in left) for label in labels]
+        table.add_row(bank.dataset, *map(str, counts))
     return table
 
 

@@ -46,10 +46,12 @@ def load_classifier(path: str | Path) -> Classifier:
         head = method_class.head_class(**{k: v for k, v in state.items() if "." not in k}, **about["options"])
         head.load_state_dict(state)
         facts = {fact: about[fact] for fact in FACTS}
-    except (SafetensorError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} is not a whole classifier file of this version ({type(error).__name__}: {error}); fit and "
+        classnames = tuple(about["classnames"])
+    except (SafetensorError, KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")  # torch's takes several lines
+        raise ValueError(f"{path} is not a whole classifier file of this version ({type(error).__name__}: {reason}); fit and "
                          "save it again.") from error
-    return Classifier(head=head.requires_grad_(False).eval(), classnames=tuple(about["classnames"]), method=method, **facts)
+    return Classifier(head=head.requires_grad_(False).eval(), classnames=classnames, method=method, **facts)
 
 
 def zero_shot(weights: Tensor, classnames: Sequence[str], backbone: Backbone) -> Classifier:
@@ -61,10 +63,12 @@ def zero_shot(weights: Tensor, classnames: Sequence[str], backbone: Backbone) ->
 def predict(classifier: Classifier, backbone: Backbone, images: Sequence, top: int = 5) -> list[list[tuple[str, float]]]:
     """The `top` class names and probabilities, best first, of each picture (a path or a PIL image).
 
-    Raises ValueError if the classifier was fitted on features of another backbone, other weights or other preprocessing;
-    OSError, naming the file, for a picture that cannot be read.
+    Raises ValueError if the classifier was fitted on features of another backbone, other weights or other preprocessing, or
+    if top is below 1; OSError, naming the file, for a picture that cannot be read.
     """
     from .building import encode, preprocessing
+    if top < 1:
+        raise ValueError(f"top must be at least 1; got {top}.")
     fitted, here = classifier.origin, {"backbone": backbone.name, "weights_tag": backbone.tag,
                                        "preprocessing": preprocessing(backbone)}
     for what, value in here.items():

@@ -52,3 +52,22 @@ def test_nothing_below_plots_imports_matplotlib_and_methods_know_nothing_of_file
         assert "matplotlib" not in path.read_text() and "seaborn" not in path.read_text(), path
     for path in (package / "methods").glob("*.py"):
         assert not re.search(r"import .*(datasets|plots|compare|building|evaluation|pathlib)", path.read_text()), path
+
+
+def test_the_readme_example_runs_and_prints_a_verdict(capsys):
+    """The ten lines, exactly as a reader would paste them."""
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)[1]
+    exec(compile(code, "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert re.search(r"zero-shot 0\.\d{3}, CLIP-Adapter 0\.\d{3}, α = \d", printed)
+    assert "clip-adapter above zero-shot" in printed
+
+
+def test_the_model_card_states_the_zero_shot_accuracies_that_the_bundled_banks_have():
+    """The numbers in prose are those of the code beside it."""
+    import clip_adapter_lite as cal
+    card = (ROOT / "clip_adapter_lite/pocket/MODEL_CARD.md").read_text(encoding="utf-8")
+    for name in ("caltech101", "cifar10", "pacs-photo", "sun18", "dtd10", "rsscn7", "gtsrb", "grocery"):
+        episode = cal.FeatureBank.load(name).episode(1)
+        accuracy = cal.ZeroShot(device="cpu").fit(episode).accuracy(episode.test)
+        assert f"{100 * accuracy:.1f} %" in card, name

@@ -248,7 +248,7 @@ def test_keys_are_trained_at_start_and_then_searched():
     half = TipAdapter(finetune=True, alpha=0.4, start=(0.8, 2.5), device="cpu").fit(episode)
     assert torch.equal(half.head.keys, fixed(0.4, 2.5, finetune=True).fit(episode).head.keys)
     for pair in product(fitted.method.alpha_grid, fitted.method.beta_grid):  # the search judged the trained keys
-        head = TipHead(fitted.head.weights, fitted.head.keys, fitted.head.labels, 20.0, alpha=pair[0], beta=pair[1])
+        head = TipHead(fitted.head.weights, fitted.head.keys, fitted.head.labels, logit_scale=20.0, alpha=pair[0], beta=pair[1])
         accuracy = (head(episode.val.features).argmax(1) == episode.val.labels).double().mean().item()
         assert accuracy <= fitted.val_accuracy
 
@@ -289,7 +289,7 @@ def test_the_state_of_the_head_rebuilds_it():
     head = TipAdapter(finetune=True, device="cpu").fit(episode).head
     state = head.state_dict()
     assert set(state) == {"weights", "labels", "keys"} and head.width == 12
-    again = TipHead(*(torch.zeros_like(state[name]) for name in ("weights", "keys", "labels")), head.logit_scale,
+    again = TipHead(*(torch.zeros_like(state[name]) for name in ("weights", "keys", "labels")), logit_scale=head.logit_scale,
                     alpha=head.alpha, beta=head.beta)
     again.load_state_dict(state)
     assert torch.equal(head(episode.test.features), again(episode.test.features))

@@ -1,0 +1,176 @@
+"""Studies: planned before any work, resumed after a kill, the same on any number of processes."""
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas
+import pytest
+
+import clip_adapter_lite as cal
+from clip_adapter_lite.compare import COLUMNS, pending, plan, read_rows
+
+SMALL = dict(methods=["zero-shot", cal.CLIPAdapter(alpha=0.5, steps=3)], shots=[1, 2], seeds=[1, 2])
+
+
+@pytest.fixture
+def banks(toy_bank):
+    return [toy_bank(classes=3, dataset="one"), toy_bank(classes=4, dataset="two", seed=5)]
+
+
+def without_time(table):
+    return table.drop(columns="seconds")
+
+
+def test_one_row_for_each_bank_method_shots_and_seed_in_that_order(banks):
+    table = cal.compare(banks, **SMALL)
+    assert tuple(table.columns) == COLUMNS
+    assert list(zip(table.dataset, table.method, table.shots, table.seed)) == [
+        (d, m, s, seed) for d in ("one", "two") for m in ("zero-shot", "clip-adapter(alpha=0.5, steps=3)")
+        for s in (1, 2) for seed in (1, 2)]
+
+
+def test_rows_hold_what_a_fit_by_hand_gives(banks):
+    table = cal.compare(banks, **SMALL)
+    row = table[(table.dataset == "two") & (table.shots == 2) & (table.seed == 1) & (table.steps == 3)].iloc[0]
+    episode = banks[1].episode(2, 1)
+    fitted = cal.CLIPAdapter(alpha=0.5, steps=3).fit(episode)
+    right = (fitted.logits(episode.test.features).argmax(1) == episode.test.labels).sum().item()
+    assert row.accuracy == right / len(episode.test)
+    assert (row.val_accuracy, row.alpha, row.parameters) == (fitted.accuracy(episode.val), 0.5, 2 * 16 * 4)
+    assert row.seconds > 0
+
+
+def test_zero_shot_is_repeated_over_shots(banks):
+    table = cal.compare(banks, **SMALL)
+    zero = table[table.method == "zero-shot"].groupby("dataset").accuracy
+    assert (zero.nunique() == 1).all() and (zero.size() == 4).all()
+    assert table[table.method == "zero-shot"].alpha.isna().all()
+
+
+def test_two_processes_give_the_same_rows_in_the_same_order(banks):
+    pandas.testing.assert_frame_equal(without_time(cal.compare(banks, **SMALL, jobs=2)),
+                                      without_time(cal.compare(banks, **SMALL)))
+
+
+def test_the_csv_read_back_equals_the_table(banks, tmp_path):
+    table = cal.compare(banks, **SMALL, out=tmp_path / "r.csv")
+    pandas.testing.assert_frame_equal(pandas.read_csv(tmp_path / "r.csv"), table)
+    about = json.loads((tmp_path / "r.json").read_text())
+    assert about["banks"] == {f"{b.dataset} (none)": b.hash for b in banks}
+    assert "torch" in about["versions"] and "validation" in about["protocol"]
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == ["r.csv", "r.json"]
+
+
+def test_too_few_images_are_named_before_any_run(toy_bank, tmp_path, refused, monkeypatch):
+    monkeypatch.setattr(cal.Method, "fit", lambda *_: pytest.fail("a run was started"))
+    with refused("'class 1' has 2 training images"):
+        cal.compare([toy_bank(classes=3), toy_bank(classes=3, train=[5, 2, 5], dataset="short")],
+                    ["zero-shot"], [1, 4], [1], out=tmp_path / "r.csv")
+    assert not (tmp_path / "r.csv").exists()
+
+
+@pytest.mark.parametrize("study, fragment", [
+    (dict(methods=["zero-shot", "zero-shot"]), "asked for twice"),
+    (dict(methods=["magic"]), "the methods are zero-shot, linear-probe, coop, clip-adapter"),
+    (dict(methods=[]), "Nothing to run"),
+    (dict(shots=[0]), "shots must be at least 1"),
+])
+def test_an_impossible_study_is_refused(banks, study, fragment):
+    with pytest.raises(ValueError, match=fragment):
+        plan(**(dict(banks=banks) | SMALL | study))
+
+
+def test_two_settings_of_one_method_are_two_methods(banks):
+    methods = [cal.CLIPAdapter(alpha=a, steps=1) for a in (0.2, 0.4)]
+    table = cal.compare(banks[:1], methods, [1], [1])
+    assert list(table.method) == ["clip-adapter(alpha=0.2, steps=1)", "clip-adapter(alpha=0.4, steps=1)"]
+
+
+def cut(path: Path, rows: int, half: bool):
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:rows + 1]) + (lines[rows + 1][:9] if half else ""))
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_resume_does_only_what_is_missing_and_ends_with_the_same_file(banks, tmp_path, monkeypatch, half):
+    out = tmp_path / "r.csv"
+    whole = cal.compare(banks, **SMALL, out=out)
+    cut(out, 5, half)
+    fits, fit = [], cal.Method.fit
+    monkeypatch.setattr(cal.Method, "fit", lambda self, episode: fits.append(1) or fit(self, episode))
+    again = cal.compare(banks, **SMALL, out=out, resume=True)
+    assert len(fits) == len(whole) - 5
+    pandas.testing.assert_frame_equal(without_time(again), without_time(whole))
+    pandas.testing.assert_frame_equal(pandas.read_csv(out), again)
+
+
+def test_pending_counts_what_a_resumed_study_would_do(banks, tmp_path):
+    out = tmp_path / "r.csv"
+    cal.compare(banks, **SMALL, out=out)
+    cut(out, 5, True)
+    assert pending(banks, **SMALL).title == "16 of 16 runs to do"
+    assert pending(banks, **SMALL, out=out).title == "11 of 16 runs to do"
+
+
+def test_resume_refuses_rows_of_another_bank_of_the_same_name(toy_bank, tmp_path):
+    cal.compare([toy_bank()], ["zero-shot"], [1], [1], out=tmp_path / "r.csv")
+    before = (tmp_path / "r.csv").read_bytes()
+    with pytest.raises(ValueError, match="another 'toy"):
+        cal.compare([toy_bank(seed=9)], ["zero-shot"], [1], [1], out=tmp_path / "r.csv", resume=True)
+    assert (tmp_path / "r.csv").read_bytes() == before
+
+
+def test_without_resume_the_old_rows_are_kept_under_another_name(banks, tmp_path):
+    cal.compare(banks, **SMALL, out=tmp_path / "r.csv")
+    before = (tmp_path / "r.csv").read_bytes()
+    cal.compare(banks, ["zero-shot"], [1], [1], out=tmp_path / "r.csv")
+    assert (tmp_path / "r.previous.csv").read_bytes() == before
+    assert len(read_rows(tmp_path / "r.csv")) == 2
+
+
+def test_a_run_that_fails_loses_no_finished_row(banks, tmp_path, monkeypatch):
+    fit, count = cal.Method.fit, []
+
+    def failing(self, episode):
+        count.append(1)
+        if len(count) == 4:
+            raise RuntimeError("power cut")
+        return fit(self, episode)
+
+    monkeypatch.setattr(cal.Method, "fit", failing)
+    with pytest.raises(RuntimeError, match="power cut"):
+        cal.compare(banks, **SMALL, out=tmp_path / "r.csv")
+    assert len(read_rows(tmp_path / "r.csv")) == 3
+
+
+def test_a_process_killed_in_the_middle_is_resumed(tmp_path):
+    """A real SIGKILL: the command line is killed once rows have appeared, and goes on from them."""
+    out = tmp_path / "r.csv"
+    command = [sys.executable, "-m", "clip_adapter_lite.cli", "compare", "--banks", "pacs-photo", "--methods",
+               "zero-shot,clip-adapter", "--shots", "1,2,4,8,16", "--seeds", "1,2,3", "--jobs", "1", "--out", str(out)]
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (out.exists() and 16 <= len(read_rows(out)) < 30):
+        assert running.poll() is None or len(read_rows(out)) < 30, "it finished before it could be killed"
+        os.sched_yield()
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+    before = read_rows(out)
+    assert 16 <= len(before) < 30
+    subprocess.run([*command, "--resume"], check=True, stdout=subprocess.DEVNULL)
+    after = read_rows(out)
+    assert len(after) == 30
+    assert all(after[key]["seconds"] == row["seconds"] for key, row in before.items())  # not run again
+
+
+def test_summary_is_mean_and_sample_deviation():
+    rows = [dict(dict.fromkeys(COLUMNS, 0), dataset="d", backbone="b", method="m", shots=1, seed=s, accuracy=a)
+            for s, a in ((1, 0.5), (2, 0.7), (3, 0.9))]
+    summary = cal.summarise(pandas.DataFrame(rows)).iloc[0]
+    assert summary["count"] == 3
+    assert math.isclose(summary["mean"], 0.7) and math.isclose(summary["std"], 0.2)
