@@ -115,8 +115,10 @@ def load_backbone(name: str = "pocket", tag: str | None = None, device: str | to
                              "other weights needs the version of clip-adapter-lite that made it.")
         model, source, tag = pocket.load(), f"local-dir:{pocket.FOLDER}", pocket.tag()
     else:
-        model, source, tag = _open_clip(name, tag, device)
+        model, source, tag = _open_clip(name, tag)
     import open_clip
+    if device.type == "cuda":
+        open_clip.model.convert_weights_to_lp(model, torch.float16)  # norms stay float32, as open_clip's own "fp16"
     preprocess = open_clip.transform.image_transform_v2(
         open_clip.transform.PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
     model = model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
@@ -129,7 +131,7 @@ def shared_backbone(name: str, tag: str, device: torch.device) -> Backbone:
     return load_backbone(name, tag or None, device)
 
 
-def _open_clip(name: str, tag: str | None, device: torch.device):
+def _open_clip(name: str, tag: str | None):
     import open_clip
     if name not in open_clip.list_models():
         raise ValueError(f"Unknown backbone '{name}'; give 'pocket', 'RN50-quickgelu', 'RN101-quickgelu', "
@@ -145,9 +147,8 @@ def _open_clip(name: str, tag: str | None, device: torch.device):
     if tag not in tags and not Path(tag).is_file():
         raise ValueError(f"{name} has no weights '{tag}'; open_clip knows {', '.join(tags) or 'none'}, or give the path "
                          "of a checkpoint.")
-    precision = "fp16" if device.type == "cuda" else "fp32"
     try:
-        return open_clip.create_model(name, pretrained=tag, precision=precision, weights_only=True), name, tag
+        return open_clip.create_model(name, pretrained=tag, weights_only=True), name, tag
     except Exception as error:  # open_clip wraps network failures in several types
         raise RuntimeError(f"The weights '{tag}' of {name} could not be loaded ({error}); they are downloaded once, so "
                            "connect to the network for that, or use backbone 'pocket', which works offline.") from error
@@ -166,7 +167,7 @@ def classifier_weights(backbone: Backbone, classnames: Sequence[str], templates:
             raise ValueError(f"The template '{template}' has no {{}} for the class name; write for example "
                              "'a photo of a {}.'.")
     names = [name.replace("_", " ") for name in classnames]
-    features = backbone.encode_text([template.format(name) for template in templates for name in names])
+    features = backbone.encode_text([template.replace("{}", name) for template in templates for name in names])
     features = features.reshape(len(templates), len(names), -1)
     if normalize_each:
         features = normalize(features, dim=-1)

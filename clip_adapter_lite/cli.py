@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from .banks import SPLITS, FeatureBank, list_banks
@@ -22,11 +23,8 @@ def main() -> None:
     try:
         app()
     except (ValueError, FileNotFoundError, OSError, RuntimeError) as error:
-        Console(stderr=True).print(f"[red]Error:[/red] {error}", highlight=False)
+        Console(stderr=True).print(f"[red]Error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        Console(stderr=True).print("Stopped. Finished runs are kept: the same command with --resume goes on.")
-        raise SystemExit(130) from None
 
 
 def numbers(text: str, option: str) -> list[int]:
@@ -39,7 +37,7 @@ def numbers(text: str, option: str) -> list[int]:
 
 
 def names(text: str) -> list[str]:
-    return [part for part in text.replace(",", " ").split() if part]
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 @app.command()
@@ -68,7 +66,7 @@ def banks(backbone: Annotated[str, typer.Option(help="Whose banks to list.")] = 
 @app.command()
 def compare(
     banks: Annotated[str, typer.Option(help="Names or paths of banks, with commas.")] = "caltech101,pacs-cartoon,dtd10",
-    methods: Annotated[str, typer.Option(help="zero-shot, linear-probe, coop, clip-adapter; with commas.")] =
+    methods: Annotated[str, typer.Option(help=f"Of {', '.join(METHODS)}; with commas.")] =
         "zero-shot,linear-probe,coop,clip-adapter",
     shots: Annotated[str, typer.Option(help="Training images per class.")] = "1,2,4,8,16",
     seeds: Annotated[str, typer.Option(help="Which few-shot draws.")] = "1,2,3",
@@ -89,7 +87,11 @@ def compare(
     loaded = [FeatureBank.load(name, backbone) for name in names(banks)]
     study = dict(banks=loaded, methods=names(methods), shots=numbers(shots, "--shots"), seeds=numbers(seeds, "--seeds"))
     console.print(pending(**study, out=out if resume else None))
-    table = run(**study, out=out, resume=resume, jobs=jobs, progress=True)
+    try:
+        table = run(**study, out=out, resume=resume, jobs=jobs, progress=True)
+    except KeyboardInterrupt:
+        console.print(f"\nStopped. The finished runs are in {out}: the same command with --resume goes on from there.")
+        raise typer.Exit(130) from None
     summary = summarise(table)
     for bank in loaded:
         here = summary[(summary.dataset == bank.dataset)]
@@ -183,11 +185,13 @@ def predict(
     else:
         model = load_backbone(backbone)
         wanted = tuple(name.strip() for name in classes.split(",") if name.strip())
+        if not wanted:
+            raise ValueError(f"--classes '{classes}' holds no name; write for example --classes \"cat, dog\".")
         fitted = zero_shot(classifier_weights(model, wanted, template), wanted, model)
     for image, found in zip(images, use(fitted, model, images, top)):
-        console.print(f"[bold]{image}[/bold]")
+        console.print(str(image), style="bold", markup=False, highlight=False, soft_wrap=True)
         for name, probability in found:
-            console.print(f"  {100 * probability:5.1f} %  {name}", highlight=False)
+            console.print(f"  {100 * probability:5.1f} %  {name}", markup=False, highlight=False)
     console.print(f"(features: {features_of(model.name)}; {fitted.method.label})", style="dim", highlight=False)
 
 

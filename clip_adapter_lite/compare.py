@@ -69,6 +69,8 @@ def plan(banks: Iterable[FeatureBank], methods: Iterable[str | Method], shots: I
 def read_rows(path: Path) -> dict[tuple, dict]:
     """The finished rows of a results CSV by key; a last line that was cut off in the writing is dropped."""
     text = path.read_text(encoding="utf-8")
+    if text.split("\n", 1)[0].strip() != ",".join(COLUMNS):
+        raise ValueError(f"{path} is not a file of results (its first line must be {','.join(COLUMNS)}); give another --out.")
     rows = {}
     for row in csv.DictReader(text[:text.rfind("\n") + 1].splitlines()):
         row["shots"], row["seed"] = int(row["shots"]), int(row["seed"])
@@ -193,6 +195,8 @@ def compare(banks: Iterable[FeatureBank],
     """
     import pandas
     runs = plan(list(banks), list(methods), list(shots), list(seeds))
+    if jobs == 0:
+        raise ValueError("jobs must be a number of processes from 1, or -1 for one a core; got 0.")
     results = Results(Path(out), runs, resume) if out else None
     rows = execute(runs, results, jobs=jobs, progress=progress)
     return tidy(pandas.DataFrame(rows, columns=COLUMNS))

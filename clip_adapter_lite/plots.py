@@ -30,8 +30,11 @@ def save(figure: Figure, path: str | Path) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.stem}.partial{path.suffix}")
-    figure.savefig(partial, dpi=150, bbox_inches="tight")
-    return partial.replace(path)
+    try:
+        figure.savefig(partial, dpi=150, bbox_inches="tight")
+        return partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _colours(methods) -> dict:

@@ -23,8 +23,10 @@ def train(parameters: Iterable[Tensor], loss: Callable[[int], Tensor], *, steps:
     parameters, schedule = list(parameters), schedule or (lambda step: cosine(step / steps))
     if optimizer == "sgd":
         stepper = torch.optim.SGD(parameters, lr=rate, momentum=0.9, weight_decay=weight_decay)
-    else:
+    elif optimizer == "adamw":
         stepper = torch.optim.AdamW(parameters, lr=rate, weight_decay=weight_decay)
+    else:
+        raise ValueError(f"optimizer must be 'adamw' or 'sgd'; got {optimizer!r}.")
     for step in range(steps):
         for group in stepper.param_groups:
             group["lr"] = rate * schedule(step)

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from .backbones import Backbone
+from .banks import tensor_hash
 from .methods import METHODS, Classifier, ZeroShot
 from .methods.zero_shot import ZeroShotHead
 
@@ -23,6 +24,7 @@ def save_classifier(classifier: Classifier, path: str | Path) -> Path:
              "options": classifier.head.options, "classnames": classifier.classnames,
              **{fact: getattr(classifier, fact) for fact in FACTS}}
     state = {name: tensor.cpu().contiguous() for name, tensor in classifier.head.state_dict().items()}
+    about["hash"] = tensor_hash(state)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     save_file(state, partial, metadata={"classifier": json.dumps(about, sort_keys=True)})
     return partial.replace(path)
@@ -41,6 +43,8 @@ def load_classifier(path: str | Path) -> Classifier:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})["classifier"])
             state = {name: file.get_tensor(name) for name in file.keys()}
+        if about["hash"] != tensor_hash(state):
+            raise ValueError("its tensors do not match the recorded hash")
         method_class = METHODS[about["method"]]
         method = method_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in about["settings"].items()})
         head = method_class.head_class(**{k: v for k, v in state.items() if "." not in k}, **about["options"])
@@ -49,8 +53,8 @@ def load_classifier(path: str | Path) -> Classifier:
         classnames = tuple(about["classnames"])
     except (SafetensorError, KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split()).rstrip(".")  # torch's takes several lines
-        raise ValueError(f"{path} is not a whole classifier file of this version ({type(error).__name__}: {reason}); fit and "
-                         "save it again.") from error
+        raise ValueError(f"{path} is not a whole classifier file of this version ({type(error).__name__}: {reason}); fit "
+                         "and save it again.") from error
     return Classifier(head=head.requires_grad_(False).eval(), classnames=classnames, method=method, **facts)
 
 

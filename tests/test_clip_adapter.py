@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+import clip_adapter_lite as cal
 from clip_adapter_lite import BankError, CLIPAdapter, Episode, Split, ZeroShot
-from clip_adapter_lite.methods.clip_adapter import alphas, betas
 
 torch.set_num_threads(1)  # toy sizes: more threads only wait for each other
 SCALE, WIDTH = 20.0, 16
@@ -290,7 +290,7 @@ def learned():
 def test_learned_ratios_start_at_a_fifth_for_every_image_and_class():
     episode = toy_episode()
     clf = adapter(branch="both", alpha="learned", beta="learned", steps=0).fit(episode)
-    for ratios in alphas(clf, episode.test.features), betas(clf):
+    for ratios in clf.alphas(episode.test.features), clf.betas():
         torch.testing.assert_close(ratios, torch.full_like(ratios, 0.2), rtol=0, atol=1e-8)  # the bias is made in float32
         assert len(ratios.unique()) == 1
     fixed = adapter(branch="both", alpha=0.2, beta=0.2, steps=0).fit(episode)
@@ -299,11 +299,11 @@ def test_learned_ratios_start_at_a_fifth_for_every_image_and_class():
 
 def test_learned_ratios_are_one_per_image_and_class_between_0_and_1_and_differ(learned):
     episode, clf = learned
-    a, b = alphas(clf, episode.test.features), betas(clf)
+    a, b = clf.alphas(episode.test.features), clf.betas()
     assert a.shape == (len(episode.test),) and b.shape == (len(episode.classnames),)
     for ratios in a, b:
         assert ((0 < ratios) & (ratios < 1)).all() and ratios.std() > 1e-3
-    assert clf.alpha == pytest.approx(alphas(clf, episode.support.features).mean().item(), abs=1e-12)
+    assert clf.alpha == pytest.approx(clf.alphas(episode.support.features).mean().item(), abs=1e-12)
     assert clf.beta == pytest.approx(b.mean().item(), abs=1e-12)
 
 
@@ -311,9 +311,9 @@ def test_learned_ratios_are_the_equations_of_the_hypernetwork(learned):
     episode, clf = learned
     state, w = trained(clf), episode.text_features
     expected = plain_ratio(episode.test.features, w.mean(0, keepdim=True), state, 0)[:, 0]
-    torch.testing.assert_close(alphas(clf, episode.test.features), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(clf.alphas(episode.test.features), expected, rtol=0, atol=1e-12)
     pooled = unit(episode.support.features).mean(0, keepdim=True)
-    torch.testing.assert_close(betas(clf), plain_ratio(pooled, w, state, 1)[:, 0], rtol=0, atol=1e-12)
+    torch.testing.assert_close(clf.betas(), plain_ratio(pooled, w, state, 1)[:, 0], rtol=0, atol=1e-12)
     torch.testing.assert_close(clf.logits(episode.test.features), plain_logits(
         episode.test.features, episode, state, alpha="learned", beta="learned"), rtol=0, atol=1e-12)
 
@@ -321,7 +321,7 @@ def test_learned_ratios_are_the_equations_of_the_hypernetwork(learned):
 def test_an_image_is_judged_alone(learned):
     episode, clf = learned
     x = episode.test.features[:9]
-    for judge in (lambda f: alphas(clf, f)), clf.logits:
+    for judge in (lambda f: clf.alphas(f)), clf.logits:
         alone = torch.cat([judge(x[i:i + 1]) for i in range(len(x))])
         torch.testing.assert_close(judge(x), alone, rtol=0, atol=1e-12)
 
@@ -338,7 +338,7 @@ def test_the_hypernetwork_learns():
 def test_fixed_ratios_are_given_out_as_they_are():
     episode = toy_episode()
     clf = adapter(branch="both", alpha=0.3, beta=0.7).fit(episode)
-    assert alphas(clf, episode.test.features).tolist() == [0.3] * len(episode.test) and betas(clf).tolist() == [0.7] * 4
+    assert clf.alphas(episode.test.features).tolist() == [0.3] * len(episode.test) and clf.betas().tolist() == [0.7] * 4
 
 
 # ── settings ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -368,3 +368,24 @@ def test_the_limits_themselves_are_allowed(settings):
 def test_a_reduction_wider_than_the_features_leaves_one_unit():
     clf = adapter(alpha=0.2, reduction=100).fit(toy_episode())
     assert clf.head.visual.down.weight.shape == (1, WIDTH) and clf.parameters == 2 * WIDTH
+
+
+def test_methods_without_a_ratio_say_so(toy_bank):
+    episode = toy_bank().episode(1)
+    with pytest.raises(TypeError, match="zero-shot has no visual adapter"):
+        cal.ZeroShot().fit(episode).alphas(episode.test.features)
+    with pytest.raises(TypeError, match=r"clip-adapter\(alpha=0.2, steps=1\) has no text adapter"):
+        cal.CLIPAdapter(alpha=0.2, steps=1).fit(episode).betas()
+
+
+@pytest.mark.parametrize("normalize_each", [True, False])
+def test_a_prompt_ensemble_is_zero_shot_with_the_averaged_weights(normalize_each):
+    """Both ways of averaging, against arithmetic on the backbone's own text features."""
+    bank = cal.FeatureBank.load("pacs-photo")
+    episode, templates = bank.episode(1), ("a photo of a {}.", "art of the {}.")
+    clf = cal.ZeroShot(templates=templates, normalize_each=normalize_each, device="cpu").fit(episode)
+    raw = torch.stack([episode.backbone.encode_text([t.format(c) for c in bank.classnames]) for t in templates])
+    mean = (raw / raw.norm(dim=-1, keepdim=True) if normalize_each else raw).mean(0)
+    f = episode.test.features
+    cosines = (f / f.norm(dim=1, keepdim=True)) @ (mean / mean.norm(dim=1, keepdim=True)).T
+    torch.testing.assert_close(clf.logits(f), bank.logit_scale * cosines, rtol=0, atol=1e-4)

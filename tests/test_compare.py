@@ -174,3 +174,18 @@ def test_summary_is_mean_and_sample_deviation():
     summary = cal.summarise(pandas.DataFrame(rows)).iloc[0]
     assert summary["count"] == 3
     assert math.isclose(summary["mean"], 0.7) and math.isclose(summary["std"], 0.2)
+
+
+def test_jobs_must_be_a_number_of_processes_and_an_old_result_is_left_alone(banks, tmp_path):
+    cal.compare(banks, ["zero-shot"], [1], [1], out=tmp_path / "r.csv")
+    before = (tmp_path / "r.csv").read_bytes()
+    with pytest.raises(ValueError, match="jobs must be"):
+        cal.compare(banks, **SMALL, out=tmp_path / "r.csv", jobs=0)
+    assert (tmp_path / "r.csv").read_bytes() == before
+
+
+def test_a_file_that_holds_no_results_is_not_resumed(banks, tmp_path):
+    (tmp_path / "r.csv").write_text("my,own\n1,2\n")
+    with pytest.raises(ValueError, match="not a file of results"):
+        cal.compare(banks, **SMALL, out=tmp_path / "r.csv", resume=True)
+    assert (tmp_path / "r.csv").read_text() == "my,own\n1,2\n"

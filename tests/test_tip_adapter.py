@@ -248,7 +248,8 @@ def test_keys_are_trained_at_start_and_then_searched():
     half = TipAdapter(finetune=True, alpha=0.4, start=(0.8, 2.5), device="cpu").fit(episode)
     assert torch.equal(half.head.keys, fixed(0.4, 2.5, finetune=True).fit(episode).head.keys)
     for pair in product(fitted.method.alpha_grid, fitted.method.beta_grid):  # the search judged the trained keys
-        head = TipHead(fitted.head.weights, fitted.head.keys, fitted.head.labels, logit_scale=20.0, alpha=pair[0], beta=pair[1])
+        head = TipHead(fitted.head.weights, fitted.head.keys, fitted.head.labels, logit_scale=20.0, alpha=pair[0],
+                       beta=pair[1])
         accuracy = (head(episode.val.features).argmax(1) == episode.val.labels).double().mean().item()
         assert accuracy <= fitted.val_accuracy
 

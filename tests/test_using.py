@@ -254,3 +254,12 @@ def test_unreadable_pictures_are_named(fashion, backbone, pictures, tmp_path):
 def test_top_must_be_positive(fashion, backbone, pictures, top):
     with refusal(f"got {top}", ValueError):
         cal.predict(fashion, backbone, [pictures[0][0]], top=top)
+
+
+def test_changed_weights_are_noticed(tmp_path, toy_bank):
+    path = cal.save_classifier(cal.LinearProbe(C=1.0).fit(toy_bank().episode(1)), tmp_path / "c.safetensors")
+    raw = bytearray(path.read_bytes())
+    raw[-3] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(ValueError, match="do not match the recorded hash"):
+        cal.load_classifier(path)

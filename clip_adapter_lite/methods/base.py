@@ -52,6 +52,23 @@ class Classifier:
         """Class probabilities [N, C]: the softmax of the logits."""
         return softmax(self.logits(features), dim=-1)
 
+    @torch.no_grad()
+    def alphas(self, features: Tensor) -> Tensor:
+        """The residual ratio [N] that a fitted CLIP-Adapter uses for each image: learned ones differ.
+
+        Raises TypeError for a method, or a branch, that has none.
+        """
+        if getattr(self.head, "visual", None) is None:
+            raise TypeError(f"{self.method.label} has no visual adapter, so no α; fit CLIPAdapter(branch='visual').")
+        return self.head.alphas(features.to(self.head.weights)).squeeze(1)
+
+    @torch.no_grad()
+    def betas(self) -> Tensor:
+        """The residual ratio [C] that a fitted CLIP-Adapter uses for each class. Raises TypeError as `alphas` does."""
+        if getattr(self.head, "text", None) is None:
+            raise TypeError(f"{self.method.label} has no text adapter, so no β; fit CLIPAdapter(branch='text').")
+        return self.head.betas().squeeze(1)
+
     def accuracy(self, split: Split) -> float:
         """The fraction of the split's images (view 0) whose highest logit is their label's, in [0, 1]."""
         if not len(split):

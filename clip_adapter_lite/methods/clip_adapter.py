@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize, relu
 
 from ..training import train
-from .base import Classifier, Method, cosine_logits, need_validation, validation_score
+from .base import Method, cosine_logits, need_validation, validation_score
 
 
 class Bottleneck(nn.Module):
@@ -186,15 +186,3 @@ class CLIPAdapter(Method):
             train(head.parameters(), lambda step: cross_entropy(head(support.view(step)), support.labels),
                   steps=self.steps, rate=self.rate, weight_decay=self.weight_decay)
         return head
-
-
-def alphas(classifier: Classifier, features: Tensor) -> Tensor:
-    """The visual residual ratio [N] that a fitted CLIP-Adapter uses for each image."""
-    with torch.no_grad():
-        return classifier.head.alphas(features.to(classifier.head.weights)).squeeze(1)
-
-
-def betas(classifier: Classifier) -> Tensor:
-    """The text residual ratio [C] that a fitted CLIP-Adapter uses for each class."""
-    with torch.no_grad():
-        return classifier.head.betas().squeeze(1)

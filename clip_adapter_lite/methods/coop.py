@@ -109,7 +109,7 @@ class CoOp(Method):
     words: str | None = "a photo of a"
     recipe: str = "light"
     steps: int = 100
-    rate: float = 1e-2
+    rate: float = 3e-2
 
     def __post_init__(self):
         for setting, allowed in (("position", ("end", "middle", "front")), ("recipe", ("light", "paper"))):

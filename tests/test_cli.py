@@ -1,0 +1,287 @@
+"""The command line, as typed: what it prints and writes, and one sentence for every mistake."""
+import csv
+import re
+import sys
+
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from typer.testing import CliRunner
+
+import clip_adapter_lite as cal
+from clip_adapter_lite import cli
+from clip_adapter_lite.compare import COLUMNS, Run
+from clip_adapter_lite.datasets import fashion_mnist
+
+OPTIONS = {
+    "banks": ["--backbone"], "info": [],
+    "compare": ["--banks", "--methods", "--shots", "--seeds", "--backbone", "--out", "--resume", "--jobs"],
+    "fit": ["--bank", "--out", "--method", "--shots", "--seed", "--backbone"],
+    "predict": ["--classes", "--classifier", "--template", "--top", "--backbone"]}
+BANKS = ("caltech101", "cifar10", "dtd10", "fashion-mnist", "grocery", "gtsrb", "pacs-art", "pacs-cartoon", "pacs-photo",
+         "pacs-sketch", "rsscn7", "sun18")
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch):
+    """A terminal that breaks no line."""
+    monkeypatch.setattr(cli, "console", Console(width=250))
+
+
+@pytest.fixture
+def run():
+    """Runs a command line that must succeed; returns what it printed."""
+    def typed(*words) -> str:
+        result = CliRunner().invoke(cli.app, [str(word) for word in words], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return result.stdout
+    return typed
+
+
+@pytest.fixture
+def fails(monkeypatch, capsys):
+    """Runs a command line that must fail, through `main`; returns what it said on stderr, without typer's frame."""
+    def typed(*words, raised: bool = True) -> str:
+        monkeypatch.setattr(sys, "argv", ["clip-adapter-lite", *map(str, words)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        assert stopped.value.code == 2
+        said = capsys.readouterr().err
+        assert "Traceback" not in said
+        if raised:  # not refused by typer, which says it in a frame
+            assert said.startswith("Error: ") and said.endswith(".\n")
+            assert said.count("\n") == 1 and ". " not in said, said
+        return " ".join(re.sub("[│╭╮╰╯─]", " ", said).split())
+    return typed
+
+
+@pytest.fixture(scope="module")
+def boot(tmp_path_factory):
+    """(path, class name) of a test picture of Fashion-MNIST, in a folder whose name is no markup."""
+    dataset = fashion_mnist()
+    picture, label = dataset.splits["test"][0]
+    path = tmp_path_factory.mktemp("pictures") / "[red]boot.png"
+    picture.save(path)
+    return path, dataset.classnames[label]
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+SMALL = ("compare", "--banks", "pacs-photo,rsscn7", "--methods", "zero-shot,clip-adapter", "--shots", "1", "--jobs", "1")
+
+
+# ── help and facts ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_help_has_an_example_and_every_option(run, command):
+    text = run(command, "--help")
+    assert f"Example: clip-adapter-lite {command}" in text
+    assert {*OPTIONS[command], "--help"} == set(re.findall(r"^│ [* ]*(--[a-z]+)", text, flags=re.M))
+
+
+def test_help_lists_every_command(run):
+    text = run("--help")
+    assert all(re.search(rf"^│ {command}\s", text, flags=re.M) for command in OPTIONS)
+
+
+def test_banks_lists_the_twelve(run):
+    text = run("banks")
+    rows = {line.split("│")[1].strip(): line for line in text.splitlines() if line.startswith("│")}
+    assert sorted(rows) == sorted(BANKS) == sorted(cal.list_banks())
+    bank = cal.FeatureBank.load("pacs-photo")
+    episode = bank.episode(1)
+    accuracy = 100 * cal.ZeroShot(device="cpu").fit(episode).accuracy(episode.test)
+    cells = [cell.strip() for cell in rows["pacs-photo"].split("│")[1:-1]]
+    assert cells == ["pacs-photo", "7", "168 / 42 / 210", "24", f"{accuracy:.1f}"]
+    assert "no number here says anything of OpenAI's CLIP" in text
+
+
+def test_banks_of_a_backbone_without_any(run):
+    assert "pacs-photo" not in run("banks", "--backbone", "RN50-quickgelu")
+
+
+def test_info_lists_versions(run):
+    text = run("info")
+    for name, version in {"torch": torch.__version__, "clip-adapter-lite": "", "open_clip_torch": "", "timm": "",
+                          "scikit-learn": "", "python": sys.version.split()[0], "device": "", "cache": ""}.items():
+        assert re.search(rf"{name}\s+│\s+{re.escape(version.split('+')[0])}", text), name
+
+
+# ── compare ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_compare_then_resume_then_again(run, tmp_path):
+    out = tmp_path / "deep" / "study.csv"
+    text = run(*SMALL, "--seeds", "1,2", "--out", out)
+    rows = rows_of(out)
+    assert out.read_text().splitlines()[0] == ",".join(COLUMNS)
+    assert COLUMNS == ("dataset", "backbone", "method", "shots", "seed", "accuracy", "val_accuracy", "alpha", "steps",
+                       "seconds", "parameters")
+    assert len(rows) == 8 and "8 of 8 runs to do" in text and f"Wrote {out} (8 runs)" in text
+    assert {(r["dataset"], r["method"], r["shots"], r["seed"]) for r in rows} == {
+        (d, m, "1", s) for d in ("pacs-photo", "rsscn7") for m in ("zero-shot", "clip-adapter") for s in "12"}
+    episode = cal.FeatureBank.load("rsscn7").episode(1, seed=2)
+    (row,) = [r for r in rows if (r["dataset"], r["method"], r["seed"]) == ("rsscn7", "clip-adapter", "2")]
+    assert float(row["accuracy"]) == cal.CLIPAdapter(device="cpu").fit(episode).accuracy(episode.test)
+    for bank in ("pacs-photo", "rsscn7"):
+        printed = text.split(f"{bank}: test accuracy")[1].split("features:")[0]
+        for method in ("zero-shot", "clip-adapter"):
+            a, b = (100 * float(r["accuracy"]) for r in rows if (r["dataset"], r["method"]) == (bank, method))
+            assert re.search(rf"{method}\s+│\s+{(a + b) / 2:.1f} ± {abs(a - b) / 2 ** 0.5:.1f}", printed)
+    assert " ".join(text.split()).count("features: pocket CLIP (ImageNet-supervised image tower)") == 2  # one a table
+    with Image.open(out.with_suffix(".png")) as picture:
+        picture.load()
+        assert picture.format == "PNG" and min(picture.size) > 300 and len(picture.convert("L").getcolors()) > 10
+    assert sorted(p.name for p in out.parent.iterdir()) == ["study.csv", "study.json", "study.png"]
+
+    before, about = out.read_bytes(), out.with_suffix(".json").read_bytes()
+    assert "0 of 8 runs to do" in run(*SMALL, "--seeds", "1,2", "--out", out, "--resume")
+    assert out.read_bytes() == before and out.with_suffix(".json").read_bytes() == about
+
+    assert "2 of 6 runs to do" in run("compare", "--banks", "rsscn7", "--methods", "zero-shot,clip-adapter", "--shots", "1",
+                                      "--jobs", "1", "--seeds", "1,2,3", "--out", out, "--resume")
+    more = rows_of(out)
+    assert len(more) == 10 and all(row in more for row in rows)
+
+    resumed = out.read_bytes()
+    assert "4 of 4 runs to do" in run(*SMALL, "--seeds", "1", "--out", out)
+    assert out.with_name("study.previous.csv").read_bytes() == resumed
+    again = rows_of(out)
+    assert len(again) == 4
+    for row in again:  # the same numbers, but for the time
+        assert row | {"seconds": 0} in [r | {"seconds": 0} for r in rows]
+
+
+@pytest.mark.parametrize("changed, said", [
+    (["--banks", "imagenet"], "No bank 'imagenet'"), (["--banks", "pacs-photo,nowhere.safetensors"], "nowhere.safetensors"),
+    (["--banks", ""], "Nothing to run"), (["--methods", "clip-adaptor"], "Unknown method 'clip-adaptor'; the methods are"),
+    (["--methods", "zero-shot,zero-shot"], "asked for twice"), (["--shots", "0"], "shots must be at least 1; got 0"),
+    (["--shots", "-1,2"], "shots must be at least 1; got -1"), (["--seeds", ","], "Nothing to run"),
+    (["--banks", "pacs-photo,gtsrb", "--shots", "1,16"], "fewer than the 16 shots"),
+    (["--backbone", "RN50-quickgelu"], "No bank 'pacs-photo' for backbone 'RN50-quickgelu' (there: none)")],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_compare_refuses_before_any_work(fails, tmp_path, changed, said):
+    out = tmp_path / "out" / "study.csv"
+    assert said in fails(*SMALL, "--seeds", "1", "--out", out, *changed)
+    assert not out.parent.exists()
+
+
+@pytest.mark.parametrize("option", ["--shots", "--seeds"])
+@pytest.mark.parametrize("text", ["1,two", "1.5", "1-4"])
+def test_numbers_that_are_none(fails, tmp_path, option, text):
+    said = fails(*SMALL, "--out", tmp_path / "out" / "study.csv", option, text, raised=False)
+    assert f"{option} takes whole numbers with commas between them" in said and f"got '{text}'." in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_refused_study_leaves_the_old_results(fails, tmp_path):
+    out = tmp_path / "study.csv"
+    out.write_text("old\n")
+    fails(*SMALL, "--out", out, "--methods", "other")
+    assert out.read_text() == "old\n" and [p for p in tmp_path.iterdir()] == [out]
+
+
+def test_an_interrupt_keeps_the_finished_runs(run, monkeypatch, tmp_path):
+    out, finish = tmp_path / "study.csv", Run.__call__
+
+    def interrupted(self):
+        if self.seed == 3:
+            raise KeyboardInterrupt
+        return finish(self)
+    words = ["compare", "--banks", "rsscn7", "--methods", "zero-shot", "--shots", "1", "--seeds", "1,2,3", "--jobs", "1",
+             "--out", str(out)]
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "__call__", interrupted)
+        result = CliRunner().invoke(cli.app, words)
+    assert result.exit_code == 130 and "--resume goes on" in result.output and "Traceback" not in result.output
+    assert [row["seed"] for row in rows_of(out)] == ["1", "2"]
+    assert "1 of 3 runs to do" in run(*words, "--resume")
+    assert [row["seed"] for row in rows_of(out)] == ["1", "2", "3"]
+
+
+def test_brackets_in_an_error_are_not_markup(monkeypatch, capsys):
+    def fail():
+        raise ValueError("features must be [n, d] and not [/red].")
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert capsys.readouterr().err == "Error: features must be [n, d] and not [/red].\n"
+
+
+# ── fit and predict ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def named(text: str) -> dict[str, float]:
+    """class name → printed probability in %."""
+    return {name: float(p) for p, name in re.findall(r"^ +([\d.]+) %  (.+)$", text, flags=re.M)}
+
+
+def test_fit_then_predict(run, tmp_path, boot):
+    file = tmp_path / "deep" / "fashion.safetensors"
+    text = run("fit", "--bank", "fashion-mnist", "--method", "tip-adapter", "--shots", "8", "--seed", "3", "--out", file)
+    bank = cal.FeatureBank.load("fashion-mnist")
+    episode = bank.episode(8, seed=3)
+    fitted = cal.TipAdapter(device="cpu").fit(episode)
+    assert f"test accuracy {100 * fitted.accuracy(episode.test):.1f} % on 2500 images" in text
+    assert f"validation accuracy {100 * fitted.val_accuracy:.1f} %" in text and f"α = {fitted.alpha:.2f}" in text
+    assert "tip-adapter on fashion-mnist, 8 shots, seed 3" in text and "pocket CLIP (ImageNet-supervised" in text
+    assert torch.equal(cal.load_classifier(file).logits(episode.test.features), fitted.logits(episode.test.features))
+
+    path, name = boot
+    text = run("predict", path, path, "--classifier", file, "--top", "99")
+    assert text.splitlines()[0] == str(path)  # a name in brackets is not markup
+    chances = named(text)
+    assert set(chances) == set(bank.classnames) and sum(chances.values()) == pytest.approx(100, abs=0.6)
+    assert max(chances, key=chances.get) == next(iter(chances)) == name
+    assert text.count(" %  ") == 20 and "tip-adapter)" in text
+    assert len(named(run("predict", path, "--classifier", file, "--top", "2"))) == 2
+
+
+def test_predict_zero_shot_with_several_templates(run, boot):
+    path, classes = boot[0], ("ankle boot", "t-shirt", "bag")
+    templates = ("a photo of a {}.", "a drawing of a {}.")
+    backbone = cal.load_backbone("pocket", device="cpu")
+    features = torch.nn.functional.normalize(cal.building.encode(backbone, [path]), dim=-1)
+    for chosen in (templates[:1], templates):
+        words = [word for template in chosen for word in ("--template", template)]
+        text = run("predict", path, "--classes", " ankle boot, t-shirt,bag, ", *words)
+        weights = cal.classifier_weights(backbone, classes, chosen)
+        chances = (backbone.logit_scale * features @ weights.T).softmax(1)[0]
+        assert named(text) == pytest.approx(dict(zip(classes, (100 * chances).tolist())), abs=0.06)
+        assert "zero-shot" in text
+    assert named(run("predict", path, "--classes", "ankle boot,t-shirt,bag")) == named(
+        run("predict", path, "--classes", "ankle boot,t-shirt,bag", "--template", templates[0]))
+
+
+def test_fit_refuses(fails, tmp_path):
+    out = tmp_path / "out" / "fitted.safetensors"
+    assert "Unknown method 'other'" in fails("fit", "--bank", "rsscn7", "--method", "other", "--out", out)
+    assert "No bank 'other'" in fails("fit", "--bank", "other", "--out", out)
+    assert "fewer than the 16 shots" in fails("fit", "--bank", "gtsrb", "--out", out)
+    assert "shots must be at least 1" in fails("fit", "--bank", "gtsrb", "--shots", "0", "--out", out)
+    assert "'--shots'" in fails("fit", "--bank", "gtsrb", "--shots", "many", "--out", out, raised=False)
+    assert "Missing option '--out'" in fails("fit", "--bank", "gtsrb", raised=False)
+    assert not out.parent.exists()
+
+
+def test_predict_refuses(fails, tmp_path, boot):
+    path = boot[0]
+    either = "Give either --classes"
+    assert either in fails("predict", path)
+    assert either in fails("predict", path, "--classes", "a,b", "--classifier", "any.safetensors")
+    absent = tmp_path / "[blue]absent.png"
+    assert f"No such picture: {absent}" in fails("predict", path, absent, "--classes", "a,b")
+    assert "no classifier file none.safetensors" in fails("predict", path, "--classifier", "none.safetensors")
+    (tmp_path / "bad.safetensors").write_bytes(b"bad")
+    assert "not a whole classifier" in fails("predict", path, "--classifier", tmp_path / "bad.safetensors")
+    assert "holds no name" in fails("predict", path, "--classes", " , ")
+    assert "has no {} for the class name" in fails("predict", path, "--classes", "a,b", "--template", "a photo")
+    assert "top must be at least 1; got 0" in fails("predict", path, "--classes", "a,b", "--top", "0")
+    assert "Unknown backbone 'other'" in fails("predict", path, "--classes", "a,b", "--backbone", "other")
+    (tmp_path / "text.png").write_text("no picture")
+    assert "text.png is not a readable picture" in fails("predict", tmp_path / "text.png", "--classes", "a,b")
