@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .banks import SPLITS, FeatureBank, list_banks
-from .methods import METHODS, method_named
+from .methods import METHODS, CoOp, method_named
 from .using import load_classifier, save_classifier, zero_shot
 from .using import predict as use
 
@@ -108,12 +108,12 @@ def accuracy_table(summary, title: str, features: str) -> Table:
     """One bank's accuracies: a row per method, a column per number of shots."""
     shots = sorted(summary.shots.unique())
     table = Table(title=title, caption=f"features: {features}", title_justify="left", caption_justify="left")
-    table.add_column("method")
+    table.add_column("method", no_wrap=True)
     for s in shots:
         table.add_column("1 shot" if s == 1 else f"{s} shots", justify="right")
     for method, rows in summary.groupby("method", sort=False):
         cells = rows.set_index("shots")
-        table.add_row(method, *(f"{100 * cells['mean'][s]:.1f} ± {100 * cells['std'].fillna(0)[s]:.1f}" for s in shots))
+        table.add_row(method, *(f"{100 * cells['mean'][s]:.1f}±{100 * cells['std'].fillna(0)[s]:.1f}" for s in shots))
     return table
 
 
@@ -121,7 +121,8 @@ def notes(table, out: Path) -> list[str]:
     """What a reader of the tables must know beside them: steps, and how often ties decided the ratio."""
     import json
     steps = table[(table.steps > 0) & ~table.method.str.startswith("linear-probe")].groupby("method", sort=False).steps
-    lines = [f"{method}: {low}{f' to {high}' if high > low else ''} optimiser steps."
+    lines = [f"{method}: {low}{f' to {high}' if high > low else ''} optimiser steps"
+             f"{f', M = {CoOp.context_length} context vectors' if method == CoOp.name else ''}."
              for method, low, high in zip(steps.min().index, steps.min(), steps.max())]
     details = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))["details"]
     tied = [d["tied"] for d in details.values() if "tied" in d]

@@ -70,7 +70,7 @@ def read_rows(path: Path) -> dict[tuple, dict]:
     """The finished rows of a results CSV by key; a last line that was cut off in the writing is dropped."""
     text = path.read_text(encoding="utf-8")
     if text.split("\n", 1)[0].strip() != ",".join(COLUMNS):
-        raise ValueError(f"{path} is not a file of results (its first line must be {','.join(COLUMNS)}); give another --out.")
+        raise ValueError(f"{path} is not a file of results, whose first line is {','.join(COLUMNS)}; give another --out.")
     rows = {}
     for row in csv.DictReader(text[:text.rfind("\n") + 1].splitlines()):
         row["shots"], row["seed"] = int(row["shots"]), int(row["seed"])

@@ -132,7 +132,7 @@ def test_compare_then_resume_then_again(run, tmp_path):
         printed = text.split(f"{bank}: test accuracy")[1].split("features:")[0]
         for method in ("zero-shot", "clip-adapter"):
             a, b = (100 * float(r["accuracy"]) for r in rows if (r["dataset"], r["method"]) == (bank, method))
-            assert re.search(rf"{method}\s+│\s+{(a + b) / 2:.1f} ± {abs(a - b) / 2 ** 0.5:.1f}", printed)
+            assert re.search(rf"{method}\s+│\s+{(a + b) / 2:.1f}±{abs(a - b) / 2 ** 0.5:.1f}", printed)
     assert " ".join(text.split()).count("features: pocket CLIP (ImageNet-supervised image tower)") == 2  # one a table
     with Image.open(out.with_suffix(".png")) as picture:
         picture.load()
