@@ -248,15 +248,9 @@ class FeatureBank:
 
     def save(self, path: str | Path) -> Path:
         """Write the bank as safetensors with its description as sorted JSON; the same bank gives the same bytes."""
-        from safetensors.torch import save_file
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         description = {"dataset": self.dataset, "backbone": self.backbone, "classnames": self.classnames,
                        "templates": self.templates, "logit_scale": self.logit_scale, "hash": self.hash, **self.meta}
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        save_file(self.tensors(), partial, metadata={"bank": json.dumps(description, sort_keys=True)})
-        partial.replace(path)
-        return path
+        return write_tensors(self.tensors(), path, {"bank": json.dumps(description, sort_keys=True)})
 
     @classmethod
     def load(cls, name: str | Path, backbone: str = "pocket") -> "FeatureBank":
@@ -292,6 +286,20 @@ class FeatureBank:
             raise BankError(f"{path}: the tensors do not match the recorded hash {recorded[:12]}…, so the file was "
                             "changed or damaged; fetch or build it again.")
         return cls(**keys, text_features=text, splits=splits, meta=about)
+
+
+def write_tensors(tensors: dict[str, Tensor], path: str | Path, metadata: dict[str, str] | None = None) -> Path:
+    """Write a safetensors file under a temporary name and rename it, so that a failure leaves an older file as it was."""
+    from safetensors.torch import save_file
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        save_file(tensors, partial, metadata=metadata)
+        partial.chmod(0o644)  # safetensors leaves 0600, which nobody else could read in a shared folder
+        return partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def tensor_hash(tensors: dict[str, Tensor]) -> str:

@@ -1,6 +1,5 @@
 """Fitted classifiers on disk, and on pictures."""
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from .backbones import Backbone
-from .banks import tensor_hash
+from .banks import tensor_hash, write_tensors
 from .methods import METHODS, Classifier, ZeroShot
 from .methods.zero_shot import ZeroShotHead
 
@@ -17,17 +16,12 @@ FACTS = ("val_accuracy", "alpha", "beta", "steps", "seconds", "parameters", "ori
 
 def save_classifier(classifier: Classifier, path: str | Path) -> Path:
     """Write a fitted classifier as safetensors, its settings, class names and origin as JSON inside; no pickle."""
-    from safetensors.torch import save_file
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     about = {"method": classifier.method.name, "settings": asdict(classifier.method),
              "options": classifier.head.options, "classnames": classifier.classnames,
              **{fact: getattr(classifier, fact) for fact in FACTS}}
     state = {name: tensor.cpu().contiguous() for name, tensor in classifier.head.state_dict().items()}
     about["hash"] = tensor_hash(state)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    save_file(state, partial, metadata={"classifier": json.dumps(about, sort_keys=True)})
-    return partial.replace(path)
+    return write_tensors(state, path, {"classifier": json.dumps(about, sort_keys=True)})
 
 
 def load_classifier(path: str | Path) -> Classifier:

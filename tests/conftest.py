@@ -60,6 +60,6 @@ def toy_bank():
 
 
 @pytest.fixture
-def refused():
-    """`with refused("has 2 training images"): …` checks a BankError and its wording; see `refusal`."""
+def expect_refused():
+    """`with expect_refused("has 2 training images"): …` checks a BankError and its wording; see `refusal`."""
     return refusal

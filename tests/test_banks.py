@@ -52,8 +52,8 @@ def drawn(bank: FeatureBank, name: str, **wanted) -> list[list[int]]:
     (torch.zeros(2, 4), [0.0, 1.0], "labels must be 2 integers, one for each image; got torch.float32"),
     (torch.zeros(2, 4), [[0], [1]], "got torch.int64 of shape [2, 1]"),
 ])
-def test_a_split_of_the_wrong_shape_or_type_is_refused(features, labels, fragment, refused):
-    with refused(fragment):
+def test_a_split_of_the_wrong_shape_or_type_is_refused(features, labels, fragment, expect_refused):
+    with expect_refused(fragment):
         Split(features, torch.tensor(labels))
 
 
@@ -204,13 +204,13 @@ def test_an_episode_goes_to_another_dtype_as_a_whole(toy_bank):
     assert {p.dtype for p in parts} == {torch.float64}
 
 
-def test_too_few_images_are_refused_naming_class_and_count(toy_bank, refused):
+def test_too_few_images_are_refused_naming_class_and_count(toy_bank, expect_refused):
     bank = toy_bank(classes=4, train=[9, 5, 3, 7])
     assert bank.max_shots == 3
     bank.episode(3)
-    with refused("class 'class 2' has 3 training images, fewer than the 4 shots asked for; use shots up to 3"):
+    with expect_refused("class 'class 2' has 3 training images, fewer than the 4 shots asked for; use shots up to 3"):
         bank.episode(4)
-    with refused("class 'class 2' has 3 training images"):
+    with expect_refused("class 'class 2' has 3 training images"):
         bank.check_shots(16)  # what a grid asks before it starts
 
 
@@ -221,15 +221,15 @@ def test_allow_fewer_takes_what_exists(toy_bank):
 
 @pytest.mark.parametrize("shots", [0, -1])
 @pytest.mark.parametrize("allow_fewer", [False, True])
-def test_less_than_one_shot_is_refused(shots, allow_fewer, toy_bank, refused):
-    with refused(f"shots must be at least 1; got {shots}"):
+def test_less_than_one_shot_is_refused(shots, allow_fewer, toy_bank, expect_refused):
+    with expect_refused(f"shots must be at least 1; got {shots}"):
         toy_bank().episode(shots, allow_fewer=allow_fewer)
 
 
-def test_a_class_without_images_is_noticed_before_fitting(toy_bank, refused):
+def test_a_class_without_images_is_noticed_before_fitting(toy_bank, expect_refused):
     bank = toy_bank(classes=3, train=[2, 0, 2])
     assert bank.max_shots == 0
-    with refused("the support set has no image of class class 1"):
+    with expect_refused("the support set has no image of class class 1"):
         bank.episode(1, allow_fewer=True).check()
 
 
@@ -283,8 +283,8 @@ WRONG = {
 
 
 @pytest.mark.parametrize("fields, fragment", WRONG.values(), ids=WRONG)
-def test_a_bank_that_cannot_be_right_is_refused(fields, fragment, refused):
-    with refused(fragment):
+def test_a_bank_that_cannot_be_right_is_refused(fields, fragment, expect_refused):
+    with expect_refused(fragment):
         make_bank(**fields())
 
 
@@ -405,45 +405,45 @@ def test_files_hold_half_precision_features_and_int32_labels(toy_bank, path):
 
 
 @pytest.mark.parametrize("name", sorted(make_bank().tensors()))
-def test_one_flipped_bit_in_any_tensor_is_noticed(name, toy_bank, path, refused):
+def test_one_flipped_bit_in_any_tensor_is_noticed(name, toy_bank, path, expect_refused):
     raw = bytearray(toy_bank().save(path).read_bytes())
     start = 8 + int.from_bytes(raw[:8], "little")  # behind the header's length and the header
     first, _ = json.loads(raw[8:start])[name]["data_offsets"]
     raw[start + first] ^= 1
     path.write_bytes(raw)
-    with refused("do not match the recorded hash"):
+    with expect_refused("do not match the recorded hash"):
         FeatureBank.load(path)
 
 
-def test_labels_replaced_by_others_in_range_are_noticed(toy_bank, path, refused):
+def test_labels_replaced_by_others_in_range_are_noticed(toy_bank, path, expect_refused):
     toy_bank().save(path)
     labels = safetensors.torch.load_file(path)["test.labels"]
     rewrite(path, tensors={"test.labels": labels.flip(0)})
-    with refused("do not match the recorded hash"):
+    with expect_refused("do not match the recorded hash"):
         FeatureBank.load(path)
 
 
-def test_labels_out_of_range_are_noticed_even_with_a_hash_that_fits(toy_bank, path, refused):
+def test_labels_out_of_range_are_noticed_even_with_a_hash_that_fits(toy_bank, path, expect_refused):
     toy_bank(classes=6).save(path)
     five = safetensors.torch.load_file(path)["text_features"][:5]
     fitting = make_bank(classes=6).tensors() | {"text_features": five}
     rewrite(path, tensors={"text_features": five}, classnames=list("abcde"), hash=cal.banks.tensor_hash(fitting))
-    with refused("toy, train: labels run from 0 to 5 but there are 5 classes"):
+    with expect_refused("toy, train: labels run from 0 to 5 but there are 5 classes"):
         FeatureBank.load(path)
 
 
-def test_a_tensor_too_many_is_noticed(toy_bank, path, refused):
+def test_a_tensor_too_many_is_noticed(toy_bank, path, expect_refused):
     toy_bank().save(path)
     rewrite(path, tensors={"extra": torch.ones(1)})
-    with refused("do not match the recorded hash"):
+    with expect_refused("do not match the recorded hash"):
         FeatureBank.load(path)
 
 
 @pytest.mark.parametrize("missing", [*make_bank().tensors(), "hash", "dataset", "classnames", "logit_scale", "templates"])
-def test_a_missing_tensor_or_entry_is_named(missing, toy_bank, path, refused):
+def test_a_missing_tensor_or_entry_is_named(missing, toy_bank, path, expect_refused):
     toy_bank().save(path)
     rewrite(path, drop=missing)
-    with refused(f"is not a complete feature bank (KeyError: '{missing}')"):
+    with expect_refused(f"is not a complete feature bank (KeyError: '{missing}')"):
         FeatureBank.load(path)
 
 
@@ -457,17 +457,17 @@ def test_a_missing_tensor_or_entry_is_named(missing, toy_bank, path, refused):
     lambda raw: bytes(len(raw)),
     lambda raw: pickle.dumps({"features": list(range(99))}),
 ], ids=["empty", "tiny", "cut header", "cut data", "longer", "text", "zeros", "pickle"])
-def test_a_damaged_file_is_refused_by_name(damage, toy_bank, path, refused):
+def test_a_damaged_file_is_refused_by_name(damage, toy_bank, path, expect_refused):
     path.write_bytes(damage(toy_bank().save(path).read_bytes()))
-    with refused(f"{path} is not a complete feature bank (SafetensorError"):
+    with expect_refused(f"{path} is not a complete feature bank (SafetensorError"):
         FeatureBank.load(path)
 
 
 @pytest.mark.parametrize("metadata", [None, {}, {"other": "1"}, {"bank": "{"}, {"bank": "[]"}, {"bank": "null"}])
-def test_a_safetensors_file_that_describes_no_bank_is_refused(metadata, toy_bank, path, refused):
+def test_a_safetensors_file_that_describes_no_bank_is_refused(metadata, toy_bank, path, expect_refused):
     path.parent.mkdir()
     safetensors.torch.save_file(toy_bank().tensors(), path, metadata=metadata)
-    with refused("is not a complete feature bank"):
+    with expect_refused("is not a complete feature bank"):
         FeatureBank.load(path)
 
 
@@ -531,21 +531,21 @@ def test_bundled_banks_come_first_and_belong_to_the_pocket_clip_only(toy_bank, b
     assert FeatureBank.load("b").hash == toy_bank(seed=1).hash
 
 
-def test_an_unknown_name_is_answered_with_what_there_is(toy_bank, bundled, cache, refused):
-    with refused("No bank 'cats' for backbone 'pocket' (there: none)", FileNotFoundError):
+def test_an_unknown_name_is_answered_with_what_there_is(toy_bank, bundled, cache, expect_refused):
+    with expect_refused("No bank 'cats' for backbone 'pocket' (there: none)", FileNotFoundError):
         FeatureBank.load("cats")
     toy_bank().save(bundled / "dogs.safetensors")
     toy_bank().save(cache / "banks/pocket/birds.safetensors")
-    with refused("(there: dogs, birds)", FileNotFoundError):
+    with expect_refused("(there: dogs, birds)", FileNotFoundError):
         FeatureBank.load("cats")
-    with refused(str(cache / "banks/pocket/cats.safetensors"), FileNotFoundError):  # where one would go
+    with expect_refused(str(cache / "banks/pocket/cats.safetensors"), FileNotFoundError):  # where one would go
         FeatureBank.load("cats")
-    with refused("for backbone 'RN50' (there: none)", FileNotFoundError):
+    with expect_refused("for backbone 'RN50' (there: none)", FileNotFoundError):
         FeatureBank.load("dogs", backbone="RN50")
 
 
-def test_a_path_that_is_not_there_is_not_found(tmp_path, refused):
-    with refused(f"No bank '{tmp_path}/cats.safetensors'", FileNotFoundError):
+def test_a_path_that_is_not_there_is_not_found(tmp_path, expect_refused):
+    with expect_refused(f"No bank '{tmp_path}/cats.safetensors'", FileNotFoundError):
         FeatureBank.load(tmp_path / "cats.safetensors")
 
 

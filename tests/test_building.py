@@ -104,7 +104,7 @@ def damaged(raw: bytes) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("kind", ["empty", "text", "cut", "missing"])
-def test_a_damaged_picture_is_reported_by_its_name_from_any_batch(kind, tmp_path, refused):
+def test_a_damaged_picture_is_reported_by_its_name_from_any_batch(kind, tmp_path, expect_refused):
     paths = [tmp_path / f"{i}.jpg" for i in range(5)]
     for i, path in enumerate(paths):
         noise(i).resize((64, 64)).save(path)
@@ -112,7 +112,7 @@ def test_a_damaged_picture_is_reported_by_its_name_from_any_batch(kind, tmp_path
         paths[3].unlink()
     else:
         paths[3].write_bytes(damaged(paths[3].read_bytes())[kind])
-    with refused(f"{paths[3]} is not a readable picture", OSError):
+    with expect_refused(f"{paths[3]} is not a readable picture", OSError):
         encode(Fake(), paths, batch=2)
 
 
@@ -182,8 +182,8 @@ def test_a_dataset_may_lack_a_validation_split(dataset):
     assert [len(bank.splits[name]) for name in SPLITS] == [7, 0, 4]
 
 
-def test_a_template_without_a_place_for_the_name_is_refused(dataset, refused):
-    with refused("The template 'a photo' has no {} for the class name", ValueError):
+def test_a_template_without_a_place_for_the_name_is_refused(dataset, expect_refused):
+    with expect_refused("The template 'a photo' has no {} for the class name", ValueError):
         build_bank(dataset[0], Fake(), templates=["a photo"], progress=False)
 
 

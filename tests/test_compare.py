@@ -66,9 +66,9 @@ def test_the_csv_read_back_equals_the_table(banks, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == ["r.csv", "r.json"]
 
 
-def test_too_few_images_are_named_before_any_run(toy_bank, tmp_path, refused, monkeypatch):
+def test_too_few_images_are_named_before_any_run(toy_bank, tmp_path, expect_refused, monkeypatch):
     monkeypatch.setattr(cal.Method, "fit", lambda *_: pytest.fail("a run was started"))
-    with refused("'class 1' has 2 training images"):
+    with expect_refused("'class 1' has 2 training images"):
         cal.compare([toy_bank(classes=3), toy_bank(classes=3, train=[5, 2, 5], dataset="short")],
                     ["zero-shot"], [1, 4], [1], out=tmp_path / "r.csv")
     assert not (tmp_path / "r.csv").exists()

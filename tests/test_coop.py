@@ -363,7 +363,7 @@ def test_the_light_recipe_equals_adamw_by_hand(tiny64, monkeypatch, double_conte
         m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient ** 2
         rate = 1e-2 * 0.5 * (1 + math.cos(math.pi * (step - 1) / 4))
         context = context - rate * (m / (1 - 0.9 ** step)) / ((v / (1 - 0.999 ** step)).sqrt() + 1e-8)
-    torch.testing.assert_close(CoOp(steps=4).fit(episode).head.context, context, atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(CoOp(steps=4, rate=1e-2).fit(episode).head.context, context, atol=1e-9, rtol=1e-9)
 
 
 def test_the_paper_recipe_equals_sgd_with_momentum_by_hand(tiny64, monkeypatch, double_context):

@@ -108,8 +108,8 @@ def test_nothing_splits_into_nothing():
 
 @pytest.mark.parametrize("label", [-1, 3])
 @pytest.mark.parametrize("split", SPLITS)
-def test_a_label_without_a_class_is_refused(split, label, refused):
-    with refused(f"toy, {split}: label {label} does not name one of the 3 classes"):
+def test_a_label_without_a_class_is_refused(split, label, expect_refused):
+    with expect_refused(f"toy, {split}: label {label} does not name one of the 3 classes"):
         dataset(**{split: [("a.png", 0), ("b.png", label)]})
 
 

@@ -9,7 +9,9 @@ import logging
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+
+from ..banks import write_tensors
 
 FOLDER = Path(__file__).parent
 WEIGHTS = FOLDER / "pocket.safetensors"
@@ -55,9 +57,7 @@ def save_weights(model: torch.nn.Module, path: Path) -> None:
     scale = (table.abs().amax(1, keepdim=True) / 127).clamp(min=1e-8)
     tensors = {k: v.half().contiguous() for k, v in state.items()}
     tensors |= {"token_embedding.int8": (table / scale).round().to(torch.int8), "token_embedding.scale": scale}
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial)
-    partial.replace(path)
+    write_tensors(tensors, path)
 
 
 def tag() -> str:
