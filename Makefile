@@ -26,7 +26,7 @@ test: setup  ## everything
 	$(TIMED) wheel bash tests/wheel.sh $(BIN)/python
 
 lab: setup  ## open JupyterLab
-	$(BIN)/jupyter lab --notebook-dir=.
+	$(BIN)/jupyter lab --notebook-dir=. $(if $(filter 0,$(shell id -u)),--allow-root)  # Jupyter refuses root without it
 
 clean:
 	rm -rf .venv build dist *.egg-info

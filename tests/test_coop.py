@@ -13,8 +13,8 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from clip_adapter_lite import backbones
 from clip_adapter_lite.backbones import Backbone, classifier_weights, load_backbone
-from clip_adapter_lite.banks import Episode, Split
-from clip_adapter_lite.methods import coop
+from clip_adapter_lite.banks import Episode, FeatureBank, Split
+from clip_adapter_lite.methods import ZeroShot, coop
 from clip_adapter_lite.methods.coop import CoOp, Prompts
 
 torch.set_num_threads(1)
@@ -376,3 +376,15 @@ def test_the_paper_recipe_equals_sgd_with_momentum_by_hand(tiny64, monkeypatch, 
     fitted = CoOp(recipe="paper").fit(episode)
     assert fitted.steps == 3
     torch.testing.assert_close(fitted.head.context, context, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.slow
+def test_coop_learns_on_the_pocket_clip():
+    """Issue 3: at 16 shots, mean of seeds 1-3, 40 % of zero-shot's errors gone on photos, 8 points gained on cartoons."""
+    def accuracies(name, method):
+        episodes = [FeatureBank.load(name).episode(16, seed) for seed in (1, 2, 3)]
+        return sum(method.fit(e).accuracy(e.test) for e in episodes) / 3
+    zero, learned = (accuracies("pacs-photo", method) for method in (ZeroShot(), CoOp()))
+    assert (learned - zero) / (1 - zero) >= 0.40
+    zero, learned = (accuracies("pacs-cartoon", method) for method in (ZeroShot(), CoOp()))
+    assert learned - zero >= 0.08
