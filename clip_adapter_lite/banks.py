@@ -205,8 +205,8 @@ class FeatureBank:
         least = counts.index(min(counts))
         if counts[least] < shots:
             raise BankError(f"{self.dataset}: class '{self.classnames[least]}' has {counts[least]} training images, "
-                            f"fewer than the {shots} shots asked for; use shots up to {counts[least]} or "
-                            "allow_fewer=True.")
+                            f"fewer than the {shots} shots asked for; use shots up to {counts[least]}, or "
+                            "allow_fewer=True (--allow-fewer).")
 
     def episode(self, shots: int, seed: int = 1, *, allow_fewer: bool = False) -> Episode:
         """Draw `shots` training images a class, min(shots, 4) validation images a class, and the whole test split.

@@ -74,6 +74,8 @@ def compare(
     out: Annotated[Path, typer.Option(help="The CSV; the picture goes beside it as .png.")] = Path("results/compare.csv"),
     resume: Annotated[bool, typer.Option("--resume", help="Keep the finished runs of --out and do the rest.")] = False,
     jobs: Annotated[int, typer.Option(help="Processes; -1 for one a core.")] = -1,
+    allow_fewer: Annotated[bool, typer.Option("--allow-fewer", help="Take what there is of a class with too few images.")] =
+        False,
 ):
     """Compare methods: every bank × method × shots × seed, as a table per bank, a CSV and a picture.
 
@@ -85,7 +87,8 @@ def compare(
     from .compare import compare as run
     from .compare import pending, summarise
     loaded = [FeatureBank.load(name, backbone) for name in names(banks)]
-    study = dict(banks=loaded, methods=names(methods), shots=numbers(shots, "--shots"), seeds=numbers(seeds, "--seeds"))
+    study = dict(banks=loaded, methods=names(methods), shots=numbers(shots, "--shots"), seeds=numbers(seeds, "--seeds"),
+                 allow_fewer=allow_fewer)
     console.print(pending(**study, out=out if resume else None))
     try:
         table = run(**study, out=out, resume=resume, jobs=jobs, progress=True)

@@ -24,6 +24,7 @@ class Run:
     method: Method
     shots: int
     seed: int
+    allow_fewer: bool = False
 
     @property
     def key(self) -> tuple:
@@ -35,7 +36,7 @@ class Run:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            episode = self.bank.episode(self.shots, self.seed)
+            episode = self.bank.episode(self.shots, self.seed, allow_fewer=self.allow_fewer)
             fitted = self.method.fit(episode)
             accuracy = fitted.accuracy(episode.test)
         finally:
@@ -46,13 +47,13 @@ class Run:
 
 
 def plan(banks: Iterable[FeatureBank], methods: Iterable[str | Method], shots: Iterable[int],
-         seeds: Iterable[int]) -> list[Run]:
+         seeds: Iterable[int], *, allow_fewer: bool = False) -> list[Run]:
     """All runs of a study, checked before any work: methods known, nothing twice, every bank has the shots.
 
     Raises ValueError or BankError, naming what is wrong.
     """
     methods = [method_named(m) if isinstance(m, str) else m for m in methods]
-    runs = [Run(b, m, s, seed) for b in banks for m in methods for s in shots for seed in seeds]
+    runs = [Run(b, m, s, seed, allow_fewer) for b in banks for m in methods for s in shots for seed in seeds]
     if not runs:
         raise ValueError("Nothing to run: give at least one bank, method, number of shots and seed.")
     seen = set()
@@ -60,9 +61,9 @@ def plan(banks: Iterable[FeatureBank], methods: Iterable[str | Method], shots: I
         if run.key in seen:
             raise ValueError(f"The run {run.key} is asked for twice; name each bank, method, shots and seed once.")
         seen.add(run.key)
-    for bank, most in {run.bank: max(shots) for run in runs}.items():
-        bank.check_shots(min(shots))
-        bank.check_shots(most)
+    for run in runs:
+        if not allow_fewer or run.shots < 1:
+            run.bank.check_shots(run.shots)
     return runs
 
 
@@ -169,10 +170,10 @@ def execute(runs: Sequence[Run], results: Results | None = None, *, jobs: int = 
     return [rows[run.key] for run in runs]
 
 
-def pending(banks, methods, shots, seeds, out: Path | None = None):
+def pending(banks, methods, shots, seeds, out: Path | None = None, *, allow_fewer: bool = False):
     """A table of the runs to be done, by bank and method; `out` is a CSV whose finished rows are not counted."""
     from rich.table import Table
-    runs = plan(banks, methods, shots, seeds)
+    runs = plan(banks, methods, shots, seeds, allow_fewer=allow_fewer)
     done = set(read_rows(out)) if out and out.exists() else set()
     left = [run for run in runs if run.key not in done]
     labels = list(dict.fromkeys(run.method.label for run in runs))
@@ -186,15 +187,15 @@ def pending(banks, methods, shots, seeds, out: Path | None = None):
 def compare(banks: Iterable[FeatureBank],
             methods: Iterable[str | Method] = ("zero-shot", "linear-probe", "coop", "clip-adapter"),
             shots: Iterable[int] = (1, 2, 4, 8, 16), seeds: Iterable[int] = (1, 2, 3), *, out: str | Path | None = None,
-            resume: bool = False, jobs: int = 1, progress: bool = False):
+            resume: bool = False, jobs: int = 1, progress: bool = False, allow_fewer: bool = False):
     """Fit every method on every bank with every number of shots and seed; a DataFrame with one row per run.
 
     methods: names or `Method` objects. accuracy is on the whole test split, in [0, 1]; whatever a method selects, it
     selects on validation. out: a CSV that rows are appended to as they finish; resume: skip the runs it already has.
-    Raises BankError, before any work, if a bank cannot give that many shots.
+    Raises BankError, before any work, if a bank cannot give that many shots; allow_fewer: take what a class has instead.
     """
     import pandas
-    runs = plan(list(banks), list(methods), list(shots), list(seeds))
+    runs = plan(list(banks), list(methods), list(shots), list(seeds), allow_fewer=allow_fewer)
     if jobs == 0:
         raise ValueError("jobs must be a number of processes from 1, or -1 for one a core; got 0.")
     results = Results(Path(out), runs, resume) if out else None

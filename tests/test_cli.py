@@ -16,7 +16,8 @@ from clip_adapter_lite.datasets import fashion_mnist
 
 OPTIONS = {
     "banks": ["--backbone"], "info": [],
-    "compare": ["--banks", "--methods", "--shots", "--seeds", "--backbone", "--out", "--resume", "--jobs"],
+    "compare": ["--banks", "--methods", "--shots", "--seeds", "--backbone", "--out", "--resume", "--jobs",
+                "--allow-fewer"],
     "fit": ["--bank", "--out", "--method", "--shots", "--seed", "--backbone"],
     "predict": ["--classes", "--classifier", "--template", "--top", "--backbone"]}
 BANKS = ("caltech101", "cifar10", "dtd10", "fashion-mnist", "grocery", "gtsrb", "pacs-art", "pacs-cartoon", "pacs-photo",
@@ -81,7 +82,7 @@ SMALL = ("compare", "--banks", "pacs-photo,rsscn7", "--methods", "zero-shot,clip
 def test_help_has_an_example_and_every_option(run, command):
     text = run(command, "--help")
     assert f"Example: clip-adapter-lite {command}" in text
-    assert {*OPTIONS[command], "--help"} == set(re.findall(r"^│ [* ]*(--[a-z]+)", text, flags=re.M))
+    assert {*OPTIONS[command], "--help"} == set(re.findall(r"^│ [* ]*(--[a-z-]+)", text, flags=re.M))
 
 
 def test_help_lists_every_command(run):

@@ -74,6 +74,13 @@ def test_too_few_images_are_named_before_any_run(toy_bank, tmp_path, expect_refu
     assert not (tmp_path / "r.csv").exists()
 
 
+def test_a_short_class_gives_what_it_has_when_fewer_are_allowed(toy_bank):
+    bank = toy_bank(classes=3, train=[5, 2, 5])
+    table = cal.compare([bank], [cal.CLIPAdapter(alpha=0.5, steps=3)], [4], [1], allow_fewer=True)
+    fitted = cal.CLIPAdapter(alpha=0.5, steps=3).fit(bank.episode(4, 1, allow_fewer=True))
+    assert table.accuracy[0] == fitted.accuracy(bank.episode(4, 1, allow_fewer=True).test)
+
+
 @pytest.mark.parametrize("study, fragment", [
     (dict(methods=["zero-shot", "zero-shot"]), "asked for twice"),
     (dict(methods=["magic"]), "the methods are zero-shot, linear-probe, coop, clip-adapter"),
