@@ -130,8 +130,8 @@ def notes(table, out: Path) -> list[str]:
     details = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))["details"]
     tied = [d["tied"] for d in details.values() if "tied" in d]
     if tied:
-        lines.append(f"α was searched {len(tied)} times; in {sum(t > 1 for t in tied)} several ratios tied on validation "
-                     "accuracy and the lower cross-entropy decided.")
+        lines.append(f"Of {len(tied)} searches on validation, {sum(t > 1 for t in tied)} had several ratios tied on "
+                     "accuracy, and the lower cross-entropy decided.")
     return lines
 
 
