@@ -30,7 +30,7 @@ def make_bank(classes: int = 5, width: int = 16, *, train=8, val=4, test=6, nois
 
 
 @contextmanager
-def refusal(fragment: str, error: type[Exception] = BankError):
+def expect_refusal(fragment: str, error: type[Exception] = BankError):
     """The block raises `error`, whose message is one sentence on one line and holds `fragment`."""
     with pytest.raises(error) as caught:
         yield
@@ -61,5 +61,5 @@ def toy_bank():
 
 @pytest.fixture
 def expect_refused():
-    """`with expect_refused("has 2 training images"): …` checks a BankError and its wording; see `refusal`."""
-    return refusal
+    """`with expect_refused("has 2 training images"): …` checks a BankError and its wording; see `expect_refusal`."""
+    return expect_refusal

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import make_bank, refusal
+from conftest import expect_refusal, make_bank
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -122,7 +122,7 @@ def test_absent_file(tmp_path):
 def test_truncated_file(saved, keep):
     path = saved[1]
     path.write_bytes(path.read_bytes()[:keep])
-    with refusal("fitted.safetensors is not a whole classifier", ValueError):
+    with expect_refusal("fitted.safetensors is not a whole classifier", ValueError):
         cal.load_classifier(path)
 
 
@@ -131,7 +131,7 @@ def test_damaged_header(saved):
     data = bytearray(path.read_bytes())
     data[8:40] = b"\xff" * 32
     path.write_bytes(data)
-    with refusal("not a whole classifier", ValueError):
+    with expect_refusal("not a whole classifier", ValueError):
         cal.load_classifier(path)
 
 
@@ -139,12 +139,12 @@ def test_damaged_header(saved):
 def test_foreign_file(tmp_path, metadata):
     path = tmp_path / "foreign.safetensors"
     save_file({"weights": torch.ones(2, 3)}, path, metadata=metadata)
-    with refusal("foreign.safetensors is not a whole classifier", ValueError):
+    with expect_refusal("foreign.safetensors is not a whole classifier", ValueError):
         cal.load_classifier(path)
 
 
 def test_a_bank_is_no_classifier(tmp_path):
-    with refusal("is not a whole classifier", ValueError):
+    with expect_refusal("is not a whole classifier", ValueError):
         cal.load_classifier(make_bank().save(tmp_path / "bank.safetensors"))
 
 
@@ -153,7 +153,7 @@ def test_a_bank_is_no_classifier(tmp_path):
     {"settings": None}, {"options": {}}, {"drop": "classnames"}, {"drop": "origin"}, {"drop": "settings"}],
     ids=lambda change: json.dumps(change))
 def test_description_that_does_not_fit(saved, change):
-    with refusal("fitted.safetensors is not a whole classifier", ValueError):
+    with expect_refusal("fitted.safetensors is not a whole classifier", ValueError):
         cal.load_classifier(rewritten(saved[1], **change))
 
 
@@ -234,9 +234,9 @@ def test_zero_shot_for_pictures_of_no_bank(fashion, backbone, pictures):
 def test_another_backbone_is_refused(fashion, backbone, pictures, what, value):
     other = replace(fashion, origin=fashion.origin | {what: value})
     here = {"backbone": "pocket", "weights_tag": backbone.tag, "preprocessing": fashion.origin["preprocessing"]}
-    with refusal(repr(value), ValueError):
+    with expect_refusal(repr(value), ValueError):
         cal.predict(other, backbone, [pictures[0][0]])
-    with refusal(repr(here[what]), ValueError):
+    with expect_refusal(repr(here[what]), ValueError):
         cal.predict(other, backbone, [pictures[0][0]])
 
 
@@ -252,7 +252,7 @@ def test_unreadable_pictures_are_named(fashion, backbone, pictures, tmp_path):
 
 @pytest.mark.parametrize("top", [0, -1])
 def test_top_must_be_positive(fashion, backbone, pictures, top):
-    with refusal(f"got {top}", ValueError):
+    with expect_refusal(f"got {top}", ValueError):
         cal.predict(fashion, backbone, [pictures[0][0]], top=top)
 
 
