@@ -49,7 +49,7 @@ def saved(tmp_path):
     return fitted, cal.save_classifier(fitted, tmp_path / "fitted.safetensors")
 
 
-def round_trip(fitted, path, features, monkeypatch):
+def check_round_trip(fitted, path, features, monkeypatch):
     """Save twice, load without pickle, compare everything."""
     def refuse(*args, **kwargs):
         raise AssertionError("a classifier file must not need pickle")
@@ -78,20 +78,20 @@ def test_every_method_comes_back_to_the_last_bit(method, tmp_path, monkeypatch):
     bank = make_bank(noise=1.5, meta={"weights_tag": "abc", "preprocessing": {"size": [8, 8]}})
     fitted = method.fit(bank.episode(3, seed=2))
     assert fitted.origin["weights_tag"] == "abc" and fitted.origin["preprocessing"] == {"size": [8, 8]}
-    round_trip(fitted, tmp_path / "deep" / "file.safetensors", bank.splits["test"].features.float(), monkeypatch)
+    check_round_trip(fitted, tmp_path / "deep" / "file.safetensors", bank.splits["test"].features.float(), monkeypatch)
 
 
 def test_coop_and_its_context_come_back(tmp_path, monkeypatch):
     bank = cal.FeatureBank.load("pacs-photo")
     fitted = cal.CoOp(steps=2, device="cpu").fit(bank.episode(1))
-    round_trip(fitted, tmp_path / "coop.safetensors", bank.splits["test"].features.float(), monkeypatch)
+    check_round_trip(fitted, tmp_path / "coop.safetensors", bank.splits["test"].features.float(), monkeypatch)
     assert torch.equal(cal.load_classifier(tmp_path / "coop.safetensors").head.context, fitted.head.context)
 
 
 def test_prompt_ensemble_comes_back(tmp_path, monkeypatch):
     bank = cal.FeatureBank.load("pacs-photo")
     fitted = cal.ZeroShot(templates=("a {}.", "the {}."), device="cpu").fit(bank.episode(1))
-    round_trip(fitted, tmp_path / "ensemble.safetensors", bank.splits["test"].features.float(), monkeypatch)
+    check_round_trip(fitted, tmp_path / "ensemble.safetensors", bank.splits["test"].features.float(), monkeypatch)
 
 
 # ── files that are none ───────────────────────────────────────────────────────────────────────────────────────────
