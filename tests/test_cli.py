@@ -27,7 +27,9 @@ BANKS = ("caltech101", "cifar10", "dtd10", "fashion-mnist", "grocery", "gtsrb", 
 @pytest.fixture(autouse=True)
 def wide(monkeypatch):
     """A terminal that breaks no line."""
-    monkeypatch.setattr(cli, "console", Console(width=250))
+    wide = Console(width=250)
+    for part in (cli.banks, cli.studies, cli.using):
+        monkeypatch.setattr(part, "console", wide)
 
 
 @pytest.fixture
