@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import linear, normalize, scaled_dot_product_attention
 
 
 def best_device(device: str | torch.device = "auto") -> torch.device:
@@ -80,18 +80,60 @@ class Backbone:
         """Token embeddings [N, L, width] of token ids [N, L], before positions are added."""
         return self.text_tower.token_embedding(tokens).to(self.text_tower.transformer.get_cast_dtype())
 
-    def encode_tokens(self, embedded: Tensor, end: Tensor) -> Tensor:
+    def encode_tokens(self, embedded: Tensor, end: Tensor, prefix: "Prefix" = ()) -> Tensor:
         """Text features [N, D] from token embeddings [N, L, width]; gradients flow.
 
-        end: [N], the position of each text's end token, whose state is projected. The tower is causal, so whatever
-        follows the last end token is cut off: exact, and a quarter of the work for short prompts.
+        end: [N], the position of each text's end token in `embedded`, whose state is projected. The tower is causal, so
+        whatever follows the last end token is cut off: exact, and a quarter of the work for short prompts.
+        prefix: what `encode_prefix` gave for the tokens that stand before `embedded` in every text, if there are any.
         """
-        tower, length = self.text_tower, int(end.max()) + 1
-        x = embedded[:, :length] + tower.positional_embedding[:length].to(embedded.dtype)
-        x = tower.transformer(x, attn_mask=tower.attn_mask[:length, :length])
+        tower, x = self.text_tower, embedded[:, :int(end.max()) + 1]
+        if prefix:
+            x, _ = _transform(tower, x, prefix)
+        else:
+            x = x + tower.positional_embedding[:x.shape[1]].to(x.dtype)
+            x = tower.transformer(x, attn_mask=tower.attn_mask[:x.shape[1], :x.shape[1]])
         x = tower.ln_final(x)[torch.arange(len(x), device=x.device), end]
         projection = tower.text_projection
         return projection(x) if isinstance(projection, torch.nn.Module) else x @ projection
+
+    def encode_prefix(self, embedded: Tensor) -> "Prefix":
+        """Every layer's keys and values of the token embeddings [P, width] that many texts begin with; gradients flow.
+
+        The tower is causal, so they do not depend on what follows: computed once, they serve every class of a prompt.
+        """
+        return _transform(self.text_tower, embedded[None])[1]
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether `encode_prefix` knows the layers of this text tower: open_clip's own, not its experimental ones."""
+        return all(type(block).__name__ == "ResidualAttentionBlock" for block in self.text_tower.transformer.resblocks)
+
+
+Prefix = Sequence[tuple[Tensor, Tensor]]  # a layer's keys and values, each [1, heads, P, width / heads]
+
+
+def _transform(tower, x: Tensor, prefix: Prefix = ()) -> tuple[Tensor, Prefix]:
+    """Hidden states [N, L, width] of embeddings x [N, L, width] that stand behind `prefix`, and their keys and values.
+
+    open_clip's ResidualAttentionBlock written out, with its own mask, because it takes no keys from outside.
+    """
+    before = prefix[0][0].shape[2] if prefix else 0
+    here = slice(before, before + x.shape[1])
+    x = x + tower.positional_embedding[here].to(x.dtype)
+    mask = tower.attn_mask[here, :here.stop].to(x.dtype)
+    kept = []
+    for depth, block in enumerate(tower.transformer.resblocks):
+        attention = block.attn
+        qkv = linear(block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias)
+        query, *own = qkv.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)  # [3, N, heads, L, ·]
+        kept.append(tuple(own))
+        if prefix:
+            own = [torch.cat([shared.expand(len(x), -1, -1, -1), mine], dim=2) for shared, mine in zip(prefix[depth], own)]
+        seen = scaled_dot_product_attention(query, *own, attn_mask=mask)
+        x = x + block.ls_1(attention.out_proj(seen.transpose(1, 2).flatten(2)))
+        x = x + block.ls_2(block.mlp(block.ln_2(x)))
+    return x, kept
 
 
 def _is_causal(tower) -> bool:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from clip_adapter_lite import BankError, FeatureBank, Split
+from clip_adapter_lite import Backbone, BankError, FeatureBank, Split
 
 
 def make_bank(classes: int = 5, width: int = 16, *, train=8, val=4, test=6, noise: float = 0.5, seed: int = 0,
@@ -27,6 +27,25 @@ def make_bank(classes: int = 5, width: int = 16, *, train=8, val=4, test=6, nois
         splits[name] = Split(3 * (centres[labels] + cloud), labels)  # times 3: banks hold un-normalised features
     return FeatureBank(**dict(dataset="toy", backbone="none", classnames=tuple(f"class {c}" for c in range(classes)),
                               text_features=centres, logit_scale=logit_scale, splits=splits) | fields)
+
+
+TINY_VISION = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
+TINY_TEXT = {"context_length": 24, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}
+
+
+def random_backbone(name: str, **options) -> Backbone:
+    """A frozen open_clip model with random weights; its image tower is of no interest here and as small as can be."""
+    import open_clip
+    torch.manual_seed(0)
+    model = open_clip.create_model(name, pretrained=None, vision_cfg=TINY_VISION, **options).eval().requires_grad_(False)
+    getattr(model, "text", model).token_embedding.weight.mul_(20)  # so that texts differ; open_clip starts very small
+    context = options.get("text_cfg", {}).get("context_length", 77)
+    return Backbone(name, "random", model, None, open_clip.SimpleTokenizer(context_length=context), torch.device("cpu"))
+
+
+def tiny_backbone(**options) -> Backbone:
+    """A backbone with a text tower of two narrow layers."""
+    return random_backbone("ViT-B-32", embed_dim=24, text_cfg=TINY_TEXT, **options)
 
 
 @contextmanager

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 
 from ..backbones import Backbone
 from ..training import cosine, train
 from .base import Method, cosine_logits
 
 PAPER_EPOCHS = {1: 50, 2: 100, 4: 100, 8: 200, 16: 200}  # by shots; CoOp, section 4.1
+CLASSES = 128  # prompts at a time: about 1 GB of activations through the text tower of ViT-B/32
 PAPER_BATCH, PAPER_RATE, PAPER_WARM_UP = 32, 2e-3, 1e-5
 
 
@@ -39,6 +41,7 @@ class Prompts(nn.Module):
         self.register_buffer("end", end + length, persistent=False)
         self.register_buffer("order", torch.stack([_order(int(e), kept, length, position) for e in end]).to(rows.device),
                              persistent=False)
+        self.shared = position == "end" and not class_specific and backbone.shares_prefixes
         self.context = nn.Parameter(self._start(backbone, len(classnames) if class_specific else None, length, words))
 
     @staticmethod
@@ -55,15 +58,31 @@ class Prompts(nn.Module):
             context[..., length - count:, :] = backbone.embed(tokens)[0, 1:1 + count].float()
         return context
 
-    def embedded(self) -> Tensor:
-        """Token embeddings [C, L, width] with the context in its place."""
-        context = self.context.to(self.static.dtype).expand(len(self.static), *self.context.shape[-2:])
-        pieces = torch.cat([self.static, context], dim=1)
-        return pieces.gather(1, self.order[..., None].expand(-1, -1, pieces.shape[-1]))
+    def embedded(self, rows: Tensor | slice = slice(None)) -> Tensor:
+        """Token embeddings [N, L, width] of all classes or of `rows`, with the context in its place."""
+        static, context = self.static[rows], self.context.to(self.static.dtype)
+        context = context[rows] if context.ndim == 3 else context.expand(len(static), -1, -1)
+        pieces = torch.cat([static, context], dim=1)
+        return pieces.gather(1, self.order[rows, :, None].expand(-1, -1, pieces.shape[-1]))
 
     def forward(self) -> Tensor:
-        """Classifier weights W(v) [C, D]."""
-        return self.backbone.encode_tokens(self.embedded(), self.end)
+        """Classifier weights W(v) [C, D].
+
+        A unified context in front of the name makes [start] v_1 … v_M the same in every prompt: only what follows runs once
+        a class. Over CLASSES classes go in chunks of similar length, whose activations are computed again for the gradient
+        instead of being kept.
+        """
+        if self.shared:
+            prefix = self.backbone.encode_prefix(torch.cat([self.static[0, :1], self.context.to(self.static.dtype)]))
+            before = 1 + len(self.context)
+            encode = lambda rows: self.backbone.encode_tokens(self.static[rows, 1:], self.end[rows] - before, prefix)
+        else:
+            encode = lambda rows: self.backbone.encode_tokens(self.embedded(rows), self.end[rows])
+        if len(self.end) <= CLASSES:
+            return encode(slice(None))
+        order = self.end.argsort(stable=True)
+        weights = torch.cat([checkpoint(encode, rows, use_reentrant=False) for rows in order.split(CLASSES)])
+        return weights[order.argsort()]
 
 
 def _order(end: int, kept: int, length: int, position: str) -> Tensor:
