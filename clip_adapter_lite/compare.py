@@ -1,16 +1,15 @@
-"""Many runs, one row each: every bank × method × shots × seed, resumable, on as many processes as asked for."""
+"""Many runs, one row each: every bank × method × shots × seed, resumable, on the engine asked for (`engines.py`)."""
 import csv
 import json
 import os
-import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from .banks import FeatureBank
+from .engines import check_engine, finished
 from .methods import Method, method_named
+from .training import threads
 
 COLUMNS = ("dataset", "backbone", "method", "shots", "seed", "accuracy", "val_accuracy", "alpha", "steps", "seconds",
            "parameters")
@@ -19,12 +18,13 @@ KEY = COLUMNS[:5]
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One fit to be done and judged."""
+    """One fit to be done and judged. settings: a sweep's grid values, which become columns of its row."""
     bank: FeatureBank
     method: Method
     shots: int
     seed: int
     allow_fewer: bool = False
+    settings: Mapping = field(default_factory=dict)
 
     @property
     def key(self) -> tuple:
@@ -33,17 +33,18 @@ class Run:
 
     def __call__(self) -> tuple[tuple, dict, dict]:
         """(key, row, details) of the finished run; one thread, the fastest for these small matrices."""
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
+        with threads(1):
             episode = self.bank.episode(self.shots, self.seed, allow_fewer=self.allow_fewer)
             fitted = self.method.fit(episode)
             accuracy = fitted.accuracy(episode.test)
-        finally:
-            torch.set_num_threads(threads)
         row = dict(zip(KEY, self.key), accuracy=accuracy, val_accuracy=fitted.val_accuracy, alpha=fitted.alpha,
                    steps=fitted.steps, seconds=round(fitted.seconds, 4), parameters=fitted.parameters)
-        return self.key, row, fitted.details
+        return self.key, row | self.shown, fitted.details
+
+    @property
+    def shown(self) -> dict:
+        """The settings as columns; a word such as "val" does not take the place of a number of COLUMNS."""
+        return {k: v for k, v in self.settings.items() if k not in COLUMNS or isinstance(v, (int, float))}
 
 
 def plan(banks: Iterable[FeatureBank], methods: Iterable[str | Method], shots: Iterable[int],
@@ -53,7 +54,11 @@ def plan(banks: Iterable[FeatureBank], methods: Iterable[str | Method], shots: I
     Raises ValueError or BankError, naming what is wrong.
     """
     methods = [method_named(m) if isinstance(m, str) else m for m in methods]
-    runs = [Run(b, m, s, seed, allow_fewer) for b in banks for m in methods for s in shots for seed in seeds]
+    return checked([Run(b, m, s, seed, allow_fewer) for b in banks for m in methods for s in shots for seed in seeds])
+
+
+def checked(runs: list[Run]) -> list[Run]:
+    """The runs themselves, unless there are none, one is there twice, or a bank has too few shots for one."""
     if not runs:
         raise ValueError("Nothing to run: give at least one bank, method, number of shots and seed.")
     seen = set()
@@ -62,16 +67,17 @@ def plan(banks: Iterable[FeatureBank], methods: Iterable[str | Method], shots: I
             raise ValueError(f"The run {run.key} is asked for twice; name each bank, method, shots and seed once.")
         seen.add(run.key)
     for run in runs:
-        if not allow_fewer or run.shots < 1:
+        if not run.allow_fewer or run.shots < 1:
             run.bank.check_shots(run.shots)
     return runs
 
 
-def read_rows(path: Path) -> dict[tuple, dict]:
+def read_rows(path: Path, columns: Sequence[str] = COLUMNS) -> dict[tuple, dict]:
     """The finished rows of a results CSV by key; a last line that was cut off in the writing is dropped."""
     text = path.read_text(encoding="utf-8")
-    if text.split("\n", 1)[0].strip() != ",".join(COLUMNS):
-        raise ValueError(f"{path} is not a file of results, whose first line is {','.join(COLUMNS)}; give another --out.")
+    if text.split("\n", 1)[0].strip() != ",".join(columns):
+        raise ValueError(f"{path} is not a file of results, whose first line is {','.join(columns)}; give another "
+                         "--out.")
     rows = {}
     for row in csv.DictReader(text[:text.rfind("\n") + 1].splitlines()):
         row["shots"], row["seed"] = int(row["shots"]), int(row["seed"])
@@ -86,8 +92,8 @@ class Results:
     ValueError if it belongs to other banks or settings; without, the old file is kept as NAME.previous.csv.
     """
 
-    def __init__(self, path: Path, runs: Sequence[Run], resume: bool):
-        self.path, self.about_path = path, path.with_suffix(".json")
+    def __init__(self, path: Path, runs: Sequence[Run], resume: bool, columns: Sequence[str] = COLUMNS):
+        self.path, self.about_path, self.columns = path, path.with_suffix(".json"), tuple(columns)
         self.about = {
             "banks": {f"{r.bank.dataset} ({r.bank.backbone})": r.bank.hash for r in runs},
             "methods": {r.method.label: repr(r.method) for r in runs},
@@ -111,14 +117,14 @@ class Results:
                                      "be mixed with new ones; leave out --resume, or give another --out.")
             self.about[what] = before.get(what, {}) | self.about[what]
         self.about["details"] = before.get("details", {})
-        self.rows = read_rows(self.path)
+        self.rows = read_rows(self.path, self.columns)
 
     def add(self, key: tuple, row: dict, details: dict) -> None:
         """Append a finished run; on disk when this returns."""
         self.rows[key] = row
         self.about["details"][" / ".join(map(str, key))] = {k: v for k, v in details.items() if k != "scores"}
         with self.path.open("a", encoding="utf-8", newline="") as file:
-            csv.DictWriter(file, COLUMNS).writerow(row)
+            csv.DictWriter(file, self.columns).writerow(row)
             file.flush()
             os.fsync(file.fileno())
 
@@ -131,7 +137,7 @@ class Results:
     def _rewrite(self, rows: Iterable[dict]) -> None:
         partial = self.path.with_suffix(".partial")
         with partial.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
+            writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(rows)
         partial.replace(self.path)
@@ -145,29 +151,26 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("clip-adapter-lite", "torch", "open_clip_torch", "timm", "scikit-learn")}
 
 
-def execute(runs: Sequence[Run], results: Results | None = None, *, jobs: int = 1, progress: bool = False) -> list[dict]:
+def execute(runs: Sequence[Run], results: Results | None = None, *, progress: bool = False, **engine) -> list[dict]:
     """Rows of all runs, in their order; those that `results` already has are not run again.
 
-    jobs: processes, -1 for one a core. Rows are the same for any number.
+    engine: jobs, engine and address of `engines.finished`. Rows are the same for any of them.
     """
-    from joblib import Parallel, delayed
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     rows = dict(results.rows) if results else {}
-    pending = [run for run in runs if run.key not in rows]
+    left = [run for run in runs if run.key not in rows]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                TextColumn("left"), TimeRemainingColumn())
-    with warnings.catch_warnings(), Progress(*columns, disable=not progress) as bar:
-        task = bar.add_task("runs", total=len(runs), completed=len(runs) - len(pending))
-        warnings.filterwarnings("ignore", "A worker stopped", UserWarning)  # loky renews workers that loaded a backbone
-        work = Parallel(n_jobs=jobs, return_as="generator_unordered", pre_dispatch="2*n_jobs")
-        for key, row, details in work(delayed(run)() for run in pending):
+    with Progress(*columns, disable=not progress) as bar:
+        task = bar.add_task("runs", total=len(runs), completed=len(runs) - len(left))
+        for key, row, details in finished(left, **engine):
             rows[key] = row
             if results:
                 results.add(key, row, details)
-            bar.update(task, advance=1, description=" · ".join(map(str, key[2:4])) + " shots")
+            bar.update(task, advance=1, description=f"{key[0]} · {key[3]} shots")
     if results:
         results.finish(runs)
-    return [rows[run.key] for run in runs]
+    return [rows[run.key] | run.shown for run in runs]  # a row that was read back from a file holds text
 
 
 def pending(banks, methods, shots, seeds, out: Path | None = None, *, allow_fewer: bool = False):
@@ -187,19 +190,20 @@ def pending(banks, methods, shots, seeds, out: Path | None = None, *, allow_fewe
 def compare(banks: Iterable[FeatureBank],
             methods: Iterable[str | Method] = ("zero-shot", "linear-probe", "coop", "clip-adapter"),
             shots: Iterable[int] = (1, 2, 4, 8, 16), seeds: Iterable[int] = (1, 2, 3), *, out: str | Path | None = None,
-            resume: bool = False, jobs: int = 1, progress: bool = False, allow_fewer: bool = False):
+            resume: bool = False, jobs: int = 1, engine: str = "joblib", address: str | None = None,
+            progress: bool = False, allow_fewer: bool = False):
     """Fit every method on every bank with every number of shots and seed; a DataFrame with one row per run.
 
     methods: names or `Method` objects. accuracy is on the whole test split, in [0, 1]; whatever a method selects, it
     selects on validation. out: a CSV that rows are appended to as they finish; resume: skip the runs it already has.
+    jobs: processes, -1 for one a core; engine: "joblib", or "ray" on this machine or the cluster at `address`.
     Raises BankError, before any work, if a bank cannot give that many shots; allow_fewer: take what a class has instead.
     """
     import pandas
     runs = plan(list(banks), list(methods), list(shots), list(seeds), allow_fewer=allow_fewer)
-    if jobs == 0:
-        raise ValueError("jobs must be a number of processes from 1, or -1 for one a core; got 0.")
+    check_engine(engine, jobs, address)
     results = Results(Path(out), runs, resume) if out else None
-    rows = execute(runs, results, jobs=jobs, progress=progress)
+    rows = execute(runs, results, progress=progress, jobs=jobs, engine=engine, address=address)
     return tidy(pandas.DataFrame(rows, columns=COLUMNS))
 
 

@@ -80,3 +80,46 @@ def accuracy_over_shots(table, columns: int = 3) -> Figure:
                          f"mean of {seeds} seed{'' if seeds == 1 else 's'}, bars: one standard deviation; "
                          "selection on validation only", fontsize=9, color="#555555")
     return figure
+
+
+def heat_map(table, x: str = "alpha", y: str = "reduction", metric: str = "accuracy", columns: int = 3) -> Figure:
+    """A sweep's table as heat maps: mean `metric` in % over seeds, x across, y down, a panel for all else that varies.
+
+    x, y: two of the sweep's settings. The cell that validation would choose (highest mean val_accuracy over seeds, of
+    equals the first in the table's order) is outlined in each panel. Raises ValueError for a column that is not there.
+    """
+    for column in (x, y, metric):
+        if column not in table:
+            raise ValueError(f"The table has no column '{column}' to draw; it has {', '.join(table.columns)}.")
+    fixed = ["seed", "method", "accuracy", "val_accuracy", "steps", "seconds", "parameters", "alpha", x, y]
+    varying = [c for c in table.columns if c not in fixed and table[c].nunique() > 1]
+    panels = [((), table)] if not varying else list(table.groupby(varying, sort=False))
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    values = 100 * table.groupby([*varying, x, y])[metric].mean()
+    with matplotlib.rc_context(theme()):
+        figure = Figure(figsize=(max(3.2, 0.52 * table[x].nunique() + 1.2) * columns,
+                                 (0.42 * table[y].nunique() + 1.2) * rows + 0.8), layout="constrained")
+        axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+        for axis, (names, panel) in zip(axes.flat, panels):
+            means = panel.groupby([y, x], sort=False)[[metric, "val_accuracy"]].mean()
+            grid = 100 * means[metric].unstack(x).reindex(index=panel[y].unique(), columns=panel[x].unique())
+            seaborn.heatmap(grid, ax=axis, annot=True, fmt=".0f", cmap="cividis", vmin=values.min(), vmax=values.max(),
+                            cbar=False, annot_kws={"size": 9}, linewidths=0.5)
+            if means["val_accuracy"].notna().any():
+                row, column = means["val_accuracy"].idxmax()
+                axis.add_patch(matplotlib.patches.Rectangle(
+                    (grid.columns.get_loc(column), grid.index.get_loc(row)), 1, 1, fill=False, edgecolor="#d62728", lw=2.5))
+            axis.set(title=", ".join(str(n) if c == "dataset" else f"{n} {c}" for c, n in zip(varying, names)),
+                     xlabel=x, ylabel=y)
+            axis.label_outer()
+            axis.tick_params(axis="y", rotation=0)
+        for axis in axes.flat[len(panels):]:
+            axis.remove()
+        what = {"accuracy": "test accuracy", "val_accuracy": "validation accuracy"}.get(metric, metric)
+        seeds = table.seed.nunique()
+        figure.suptitle(f"{what} (%), mean of {seeds} seed{'' if seeds == 1 else 's'}; outlined: chosen on validation",
+                        fontsize=11)
+        figure.supxlabel(f"features: {', '.join(features_of(b) for b in table.backbone.unique())}", fontsize=9,
+                         color="#555555")
+    return figure

@@ -1,9 +1,21 @@
 """The one training loop that all gradient methods share: full batch on features, one optimiser, a cosine schedule."""
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+
+
+@contextmanager
+def threads(most: int) -> Iterator[None]:
+    """At most so many torch threads inside, the caller's number again after: small matrices get slower with more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(before, most))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def cosine(done: float) -> float:

@@ -1,4 +1,5 @@
 """Commands that run many fits: tables, a CSV and a picture."""
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -6,8 +7,15 @@ import typer
 from rich.table import Table
 
 from ..banks import FeatureBank
-from ..methods import METHODS, CoOp
+from ..engines import ENGINES
+from ..methods import METHODS, CoOp, method_named
 from .app import app, console, names, numbers
+
+Jobs = Annotated[int, typer.Option(help="Processes; -1 for one a core.")]
+Engine = Annotated[str, typer.Option(help=f"{' or '.join(ENGINES)}: processes of this machine, or Ray's workers.")]
+Address = Annotated[str, typer.Option(help="With --engine ray: a cluster's address, or auto; none starts Ray here.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Keep the finished runs of --out and do the rest.")]
+AllowFewer = Annotated[bool, typer.Option("--allow-fewer", help="Take what there is of a class with too few images.")]
 
 
 @app.command()
@@ -19,10 +27,11 @@ def compare(
     seeds: Annotated[str, typer.Option(help="Which few-shot draws.")] = "1,2,3",
     backbone: Annotated[str, typer.Option(help="Whose banks to load.")] = "pocket",
     out: Annotated[Path, typer.Option(help="The CSV; the picture goes beside it as .png.")] = Path("results/compare.csv"),
-    resume: Annotated[bool, typer.Option("--resume", help="Keep the finished runs of --out and do the rest.")] = False,
-    jobs: Annotated[int, typer.Option(help="Processes; -1 for one a core.")] = -1,
-    allow_fewer: Annotated[bool, typer.Option("--allow-fewer", help="Take what there is of a class with too few images.")] =
-        False,
+    resume: Resume = False,
+    jobs: Jobs = -1,
+    engine: Engine = "joblib",
+    address: Address = "",
+    allow_fewer: AllowFewer = False,
 ):
     """Compare methods: every bank × method × shots × seed, as a table per bank, a CSV and a picture.
 
@@ -37,11 +46,8 @@ def compare(
     study = dict(banks=loaded, methods=names(methods), shots=numbers(shots, "--shots"), seeds=numbers(seeds, "--seeds"),
                  allow_fewer=allow_fewer)
     console.print(pending(**study, out=out if resume else None))
-    try:
-        table = run(**study, out=out, resume=resume, jobs=jobs, progress=True)
-    except KeyboardInterrupt:
-        console.print(f"\nStopped. The finished runs are in {out}: the same command with --resume goes on from there.")
-        raise typer.Exit(130) from None
+    with stoppable(out):
+        table = run(**study, out=out, resume=resume, jobs=jobs, engine=engine, address=address or None, progress=True)
     summary = summarise(table)
     for bank in loaded:
         here = summary[(summary.dataset == bank.dataset)]
@@ -52,6 +58,16 @@ def compare(
     picture = plots.save(plots.accuracy_over_shots(table), out.with_suffix(".png"))
     console.print(f"\nWrote {out} ({len(table)} runs), {out.with_suffix('.json')} (what they were computed from) and "
                   f"{picture}.", highlight=False)
+
+
+@contextmanager
+def stoppable(out: Path):
+    """Ctrl-C ends the command with a sentence about how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print(f"\nStopped. The finished runs are in {out}: the same command with --resume goes on from there.")
+        raise typer.Exit(130) from None
 
 
 def accuracy_table(summary, title: str, features: str) -> Table:
@@ -80,3 +96,81 @@ def notes(table, out: Path) -> list[str]:
         lines.append(f"Of {len(tied)} searches on validation, {sum(t > 1 for t in tied)} had several ratios tied on "
                      "accuracy, and the lower cross-entropy decided.")
     return lines
+
+
+def grid_axis(text: str) -> tuple[str, list]:
+    """"alpha=0,0.2,val" → ("alpha", [0, 0.2, "val"]). Raises typer.BadParameter for anything else."""
+    name, _, values = text.partition("=")
+    if not name.strip() or not values.strip():
+        raise typer.BadParameter(f"--grid takes a setting and its values, such as alpha=0,0.2,0.5; got '{text}'.")
+    return name.strip().replace("-", "_"), [_value(part.strip()) for part in values.split(",") if part.strip()]
+
+
+def _value(text: str):
+    """A number, true or false, or the word itself."""
+    words = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
+
+
+@app.command()
+def sweep(
+    banks: Annotated[str, typer.Option(help="Names or paths of banks, with commas.")] = "dtd10",
+    method: Annotated[str, typer.Option(help=f"Whose settings to vary: one of {', '.join(METHODS)}.")] = "clip-adapter",
+    grid: Annotated[list[str], typer.Option(help="A setting and its values; give the option once for each setting.")] =
+        ("alpha=0,0.2,0.4,0.6,0.8,1", "reduction=1,4,32"),
+    shots: Annotated[str, typer.Option(help="Training images per class.")] = "16",
+    seeds: Annotated[str, typer.Option(help="Which few-shot draws.")] = "1,2,3",
+    backbone: Annotated[str, typer.Option(help="Whose banks to load.")] = "pocket",
+    out: Annotated[Path, typer.Option(help="The CSV; the heat map goes beside it as .png.")] = Path("results/sweep.csv"),
+    resume: Resume = False,
+    jobs: Jobs = -1,
+    engine: Engine = "joblib",
+    address: Address = "",
+    allow_fewer: AllowFewer = False,
+):
+    """Sweep a method's settings: every bank × point of the grid × shots × seed, as a CSV, a table and a heat map.
+
+    The setting is chosen on validation images; beside its test accuracy stands the best that any setting has on test, to
+    show how much choosing on test would flatter. A text adapter's ratio is β: it follows the grid's alpha.
+
+    Example: `clip-adapter-lite sweep --banks dtd10,sun18 --grid alpha=0,0.2,0.6,1 --grid branch=visual,text`
+    """
+    from .. import plots
+    from ..sweep import chosen_on_validation, plan_sweep
+    from ..sweep import sweep as run
+    axes = dict(map(grid_axis, grid))
+    study = dict(banks=[FeatureBank.load(name, backbone) for name in names(banks)], base=method_named(method), grid=axes,
+                 shots=numbers(shots, "--shots"), seeds=numbers(seeds, "--seeds"), allow_fewer=allow_fewer)
+    console.print(f"{len(plan_sweep(**study))} runs: {len(study['banks'])} bank(s) × "
+                  f"{' × '.join(f'{len(values)} {name}' for name, values in axes.items())} × {len(study['shots'])} shots × "
+                  f"{len(study['seeds'])} seeds.", highlight=False)
+    with stoppable(out):
+        table = run(**study, out=out, resume=resume, jobs=jobs, engine=engine, address=address or None, progress=True)
+    console.print(chosen_table(chosen_on_validation(table, axes), axes, plots.features_of(backbone)))
+    written = [str(out), str(out.with_suffix(".json"))]
+    drawn = [name for name, values in axes.items() if len(values) > 1]
+    if len(drawn) > 1:
+        x, y = ("alpha", next(n for n in drawn if n != "alpha")) if "alpha" in drawn else drawn[:2]
+        written.append(str(plots.save(plots.heat_map(table, x, y), out.with_suffix(".png"))))
+    console.print(f"\nWrote {', '.join(written)} ({len(table)} runs).", highlight=False)
+
+
+def chosen_table(chosen, axes, features: str) -> Table:
+    """What validation chose for each bank and number of shots."""
+    table = Table(title="Chosen on validation (means over seeds, in %)", title_justify="left",
+                  caption=f"features: {features}; the last column is chosen on test and only shows how that would flatter",
+                  caption_justify="left")
+    for title in ("bank", "shots", *axes, "validation", "test", "best on test"):
+        table.add_column(title, justify="left" if title == "bank" else "right")
+    for row in chosen.to_dict("records"):
+        table.add_row(row["dataset"], str(row["shots"]), *(f"{row[a]:g}" if isinstance(row[a], float) else str(row[a])
+                                                         for a in axes),
+                      *(f"{100 * row[k]:.1f}" for k in ("val_accuracy", "accuracy", "best_accuracy")))
+    return table

@@ -1,0 +1,73 @@
+"""Sweeps: one method over a grid of its settings, on every bank, with every number of shots and seed."""
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, replace
+from itertools import product
+from pathlib import Path
+
+from .banks import FeatureBank
+from .compare import COLUMNS, Results, Run, checked, execute, tidy
+from .engines import check_engine
+from .methods import CLIPAdapter, Method
+
+
+def plan_sweep(banks: Iterable[FeatureBank], base: Method, grid: Mapping[str, Sequence], shots: Iterable[int],
+               seeds: Iterable[int], *, allow_fewer: bool = False) -> list[Run]:
+    """All runs of a sweep, checked before any work. Raises ValueError or BankError, naming what is wrong."""
+    settable = [f.name for f in fields(base)]
+    for key in grid:
+        if key not in settable:
+            raise ValueError(f"The grid names '{key}', which is no setting of {base.name}; it has {', '.join(settable)}.")
+    banks, shots, seeds = list(banks), list(shots), list(seeds)
+    points = [dict(zip(grid, values)) for values in product(*grid.values())]
+    return checked([Run(bank, _at(base, point), s, seed, allow_fewer, point)
+                    for bank in banks for point in points for s in shots for seed in seeds])
+
+
+def _at(base: Method, point: Mapping) -> Method:
+    """The method at a point of the grid. A text adapter's ratio is β: it follows the grid's α unless it has values there."""
+    method = replace(base, **point)
+    if isinstance(method, CLIPAdapter) and method.branch != "visual" and "alpha" in point and "beta" not in point:
+        method = replace(method, beta=point["alpha"])
+    return method
+
+
+def sweep_columns(grid: Iterable[str]) -> tuple[str, ...]:
+    """The columns of a sweep's table: those of `compare`, then the grid's settings that are not among them."""
+    return COLUMNS + tuple(key for key in grid if key not in COLUMNS)
+
+
+def sweep(banks: Iterable[FeatureBank], base: Method = CLIPAdapter(), grid: Mapping[str, Sequence] | None = None,
+          shots: Iterable[int] = (16,), seeds: Iterable[int] = (1, 2, 3), *, jobs: int = -1, engine: str = "joblib",
+          address: str | None = None, out: str | Path | None = None, resume: bool = False, progress: bool = False,
+          allow_fewer: bool = False):
+    """Fit `base` with every combination of the grid's settings; a DataFrame with one row per run.
+
+    grid: setting → values, such as {"alpha": [0, 0.2, 1], "reduction": [1, 4], "branch": ["visual", "text"]}; by default
+    α from 0 to 1 in steps of a tenth. Columns are those of `compare` and one for each setting; `alpha` is the ratio that
+    was asked for, on whichever branch there is (a text adapter's β follows it, unless β is in the grid too).
+    jobs, engine, address, out, resume, allow_fewer: as in `compare`, and rows come in the same order whatever they are.
+
+    accuracy is on the test split: to choose a setting look at val_accuracy. Raises ValueError for an unknown setting.
+    """
+    import pandas
+    grid = dict(grid or {"alpha": [round(0.1 * i, 1) for i in range(11)]})
+    runs = plan_sweep(banks, base, grid, shots, seeds, allow_fewer=allow_fewer)
+    check_engine(engine, jobs, address)
+    columns = sweep_columns(grid)
+    results = Results(Path(out), runs, resume, columns) if out else None
+    rows = execute(runs, results, progress=progress, jobs=jobs, engine=engine, address=address)
+    return tidy(pandas.DataFrame(rows, columns=columns))
+
+
+def chosen_on_validation(table, grid: Iterable[str]):
+    """The setting of each dataset, backbone and number of shots with the highest mean validation accuracy over seeds.
+
+    Of equals the first in the order of the table. One row each: the settings, val_accuracy, accuracy (means over seeds)
+    and best_accuracy, the highest mean test accuracy of any setting: how much choosing on test would flatter.
+    """
+    cell = ["dataset", "backbone", "shots"]
+    means = table.groupby([*cell, *grid], sort=False)[["val_accuracy", "accuracy"]].mean().reset_index()
+    means = means.dropna(subset="val_accuracy")  # a bank without validation images has nothing to choose by
+    groups = means.groupby(cell, sort=False)
+    chosen = means.loc[groups["val_accuracy"].idxmax()].set_index(cell)
+    return chosen.assign(best_accuracy=groups["accuracy"].max()).reset_index()

@@ -1,0 +1,186 @@
+"""Sweeps: every point of the grid, the same rows on every engine, resumed after a kill."""
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas
+import pytest
+from typer.testing import CliRunner
+
+import clip_adapter_lite as cal
+from clip_adapter_lite import engines, plots
+from clip_adapter_lite.cli import app, studies
+from clip_adapter_lite.compare import COLUMNS, read_rows
+from clip_adapter_lite.sweep import chosen_on_validation, plan_sweep, sweep_columns
+
+GRID = {"alpha": [0.0, 0.5], "reduction": [2, 8], "branch": ["visual", "text"]}
+SMALL = dict(base=cal.CLIPAdapter(steps=3), grid=GRID, shots=[1, 2], seeds=[1, 2])
+
+
+@pytest.fixture
+def banks(toy_bank):
+    return [toy_bank(classes=3, dataset="one"), toy_bank(classes=4, dataset="two", seed=5)]
+
+
+def without_time(table):
+    return table.drop(columns="seconds")
+
+
+def test_one_row_for_each_bank_point_shots_and_seed_in_that_order(banks):
+    table = cal.sweep(banks, **SMALL, jobs=1)
+    assert tuple(table.columns) == (*COLUMNS, "reduction", "branch")
+    assert list(zip(table.dataset, table.alpha, table.reduction, table.branch, table.shots, table.seed)) == [
+        (d, a, r, b, s, seed) for d in ("one", "two") for a in (0.0, 0.5) for r in (2, 8) for b in ("visual", "text")
+        for s in (1, 2) for seed in (1, 2)]
+
+
+def test_rows_hold_what_a_fit_by_hand_gives_and_a_text_adapters_ratio_is_beta(banks):
+    table = cal.sweep(banks, **SMALL, jobs=1).set_index(["dataset", "alpha", "reduction", "branch", "shots", "seed"])
+    for branch, settings in (("visual", {"alpha": 0.5}), ("text", {"beta": 0.5})):
+        episode = banks[1].episode(2, 1)
+        fitted = cal.CLIPAdapter(branch=branch, reduction=8, steps=3, **settings).fit(episode)
+        row = table.loc[("two", 0.5, 8, branch, 2, 1)]
+        assert row.accuracy == fitted.accuracy(episode.test) and row.val_accuracy == fitted.val_accuracy
+        assert row.parameters == 2 * 16 * 2
+    zero = cal.ZeroShot().fit(banks[0].episode(1)).accuracy(banks[0].episode(1).test)
+    assert (table.loc[("one", 0.0)].accuracy == zero).all()
+
+
+def test_the_text_ratio_is_its_own_where_the_grid_says_so(banks):
+    base = cal.CLIPAdapter(steps=1, branch="both")
+    runs = plan_sweep(banks[:1], base, {"alpha": [0.1], "beta": [0.7, 0.9]}, [1], [1])
+    assert [(r.method.alpha, r.method.beta) for r in runs] == [(0.1, 0.7), (0.1, 0.9)]
+    runs = plan_sweep(banks[:1], base, {"alpha": [0.1, "learned"]}, [1], [1])
+    assert [(r.method.alpha, r.method.beta) for r in runs] == [(0.1, 0.1), ("learned", "learned")]
+    assert [r.shown for r in runs] == [{"alpha": 0.1}, {}]  # the fitted mean stays in the row of a learned ratio
+
+
+def test_any_method_can_be_swept(banks):
+    table = cal.sweep(banks[:1], cal.LinearProbe(), {"C": [0.1, 10.0]}, [2], [1], jobs=1)
+    episode = banks[0].episode(2, 1)
+    assert list(table.accuracy) == [cal.LinearProbe(C=c).fit(episode).accuracy(episode.test) for c in (0.1, 10.0)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["joblib", "ray"])
+def test_two_workers_give_the_same_rows_in_the_same_order(banks, engine, tmp_path):
+    """Ray starts a local cluster of two workers."""
+    if engine == "ray":
+        pytest.importorskip("ray", reason="the extra [ray] is not installed")
+    out = tmp_path / "r.csv"
+    table = cal.sweep(banks, **SMALL, jobs=2, engine=engine, out=out)
+    pandas.testing.assert_frame_equal(without_time(table), without_time(cal.sweep(banks, **SMALL, jobs=1)))
+    pandas.testing.assert_frame_equal(pandas.read_csv(out), table)
+
+
+def test_resume_does_only_what_is_missing_and_ends_with_the_same_table(banks, tmp_path, monkeypatch):
+    out = tmp_path / "r.csv"
+    whole = cal.sweep(banks, **SMALL, jobs=1, out=out)
+    lines = out.read_text().splitlines(keepends=True)
+    out.write_text("".join(lines[:12]) + lines[12][:7])
+    fits, fit = [], cal.Method.fit
+    monkeypatch.setattr(cal.Method, "fit", lambda self, episode: fits.append(1) or fit(self, episode))
+    again = cal.sweep(banks, **SMALL, jobs=1, out=out, resume=True)
+    assert len(fits) == len(whole) - 11
+    pandas.testing.assert_frame_equal(without_time(again), without_time(whole))
+    pandas.testing.assert_frame_equal(pandas.read_csv(out), again)
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_in_the_middle_is_resumed(tmp_path):
+    out = tmp_path / "r.csv"
+    columns = sweep_columns(["alpha", "reduction"])
+    command = [sys.executable, "-m", "clip_adapter_lite.cli", "sweep", "--banks", "pacs-photo", "--shots", "1,2,4", "--jobs",
+               "1", "--grid", "alpha=0.2,0.4,0.6,0.8", "--grid", "reduction=1,4", "--seeds", "1,2", "--out", str(out)]
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (out.exists() and len(read_rows(out, columns)) >= 5):
+        assert running.poll() is None, "it finished before it could be killed"
+        os.sched_yield()
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+    before = read_rows(out, columns)
+    assert 5 <= len(before) < 48
+    subprocess.run([*command, "--resume"], check=True, stdout=subprocess.DEVNULL)
+    after = read_rows(out, columns)
+    assert len(after) == 48 and out.with_suffix(".png").exists()
+    assert all(after[key]["seconds"] == row["seconds"] for key, row in before.items())  # not run again
+
+
+@pytest.mark.parametrize("wrong, fragment", [
+    (dict(grid={"width": [1]}), "'width', which is no setting of clip-adapter"),
+    (dict(grid={"alpha": []}), "Nothing to run"),
+    (dict(grid={"alpha": [0.2, 0.2]}), "asked for twice"),
+    (dict(grid={"alpha": [1.5]}), "from 0 to 1"),
+    (dict(jobs=0), "jobs must be"),
+    (dict(engine="slurm"), "engine must be one of joblib, ray"),
+    (dict(address="10.0.0.1:6379"), "engine='ray'"),
+])
+def test_an_impossible_sweep_is_refused_before_any_run(banks, wrong, fragment, monkeypatch):
+    monkeypatch.setattr(cal.Method, "fit", lambda *_: pytest.fail("a run was started"))
+    with pytest.raises(ValueError, match=fragment):
+        cal.sweep(banks, **(SMALL | dict(jobs=1) | wrong))
+
+
+def test_without_ray_the_engine_says_how_to_get_it(banks, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'clip-adapter-lite\[ray\]'"):
+        engines.check_engine("ray", 2, None)
+
+
+def test_what_validation_chooses_and_what_choosing_on_test_would_flatter():
+    rows = [dict(dataset="d", backbone="b", shots=1, alpha=a, seed=seed, val_accuracy=v, accuracy=t)
+            for a, seed, v, t in ((0.0, 1, 0.5, 0.5), (0.0, 2, 0.7, 0.5), (0.5, 1, 0.7, 0.4), (0.5, 2, 0.9, 0.6),
+                                  (1.0, 1, 0.6, 0.9), (1.0, 2, 0.6, 0.8))]
+    chosen = chosen_on_validation(pandas.DataFrame(rows), ["alpha"])
+    assert len(chosen) == 1
+    assert chosen.iloc[0].alpha == 0.5 and chosen.iloc[0].val_accuracy == pytest.approx(0.8)
+    assert chosen.iloc[0].accuracy == pytest.approx(0.5) and chosen.iloc[0].best_accuracy == pytest.approx(0.85)
+
+
+def test_the_heat_map_shows_the_means_and_outlines_what_validation_chooses(banks):
+    table = cal.sweep(banks, **SMALL, jobs=1)
+    figure = plots.heat_map(table)
+    assert len(figure.axes) == 2 * 2 * 2  # bank × branch × shots
+    for axis in figure.axes:
+        bank, shots, branch = axis.get_title().split(", ")
+        here = table[(table.dataset == bank) & (table.branch == branch.split()[0]) & (table.shots == int(shots.split()[0]))]
+        cells = {(t.get_position()[0], t.get_position()[1]): t.get_text() for t in axis.texts}
+        for i, alpha in enumerate(GRID["alpha"]):
+            for j, reduction in enumerate(GRID["reduction"]):
+                mean = here[(here.alpha == alpha) & (here.reduction == reduction)].accuracy.mean()
+                assert cells[(i + 0.5, j + 0.5)] == f"{100 * mean:.0f}"
+        best = here.groupby(["reduction", "alpha"], sort=False).val_accuracy.mean()
+        row, column = best.idxmax()
+        (outline,) = axis.patches
+        assert outline.get_xy() == (GRID["alpha"].index(column), GRID["reduction"].index(row))
+    with pytest.raises(ValueError, match="no column 'width'"):
+        plots.heat_map(table, y="width")
+
+
+def test_the_command_writes_the_table_the_map_and_what_was_chosen(tmp_path, monkeypatch):
+    from rich.console import Console
+    monkeypatch.setattr(studies, "console", Console(width=200))
+    out = tmp_path / "s.csv"
+    result = CliRunner().invoke(app, ["sweep", "--banks", "rsscn7", "--grid", "alpha=0,0.6", "--grid", "reduction=4,32",
+                                      "--shots", "1", "--seeds", "1,2", "--jobs", "1", "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    assert "8 runs: 1 bank(s) × 2 alpha × 2 reduction × 1 shots × 2 seeds" in result.output
+    table = pandas.read_csv(out)
+    chosen = chosen_on_validation(table, ["alpha", "reduction"]).iloc[0]
+    assert f"{100 * chosen.accuracy:.1f}" in result.output and "chosen on test" in result.output
+    assert out.with_suffix(".png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("text, wanted", [
+    ("alpha=0,0.5,val", ("alpha", [0, 0.5, "val"])), ("final-relu=true,false", ("final_relu", [True, False])),
+    ("words = none", ("words", [None]))])
+def test_a_grid_option_is_a_setting_and_its_values(text, wanted):
+    assert studies.grid_axis(text) == wanted
+
+
+def test_a_grid_option_without_values_is_refused():
+    result = CliRunner().invoke(app, ["sweep", "--grid", "alpha"])
+    assert result.exit_code == 2 and "alpha=0,0.2,0.5; got 'alpha'" in result.output
