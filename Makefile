@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TIMED = @bash tests/timed.sh
 
-.PHONY: setup demo test test-fast test-wheel lint lab clean
+.PHONY: setup demo test test-fast bench reference lab clean
 
 setup: .venv/ready
 
@@ -24,6 +24,12 @@ test: setup  ## everything
 	$(TIMED) lint $(BIN)/ruff check clip_adapter_lite tests
 	$(TIMED) tests $(BIN)/python -m pytest -q --durations=10
 	$(TIMED) wheel bash tests/wheel.sh $(BIN)/python
+
+bench: setup  ## speed as ratios: a table, and results/bench.json
+	$(BIN)/python tests/benchmarks/bench.py
+
+reference: setup  ## the committed reference results, again: resumable, about half an hour on two cores
+	$(BIN)/python -m clip_adapter_lite.bundled.reference
 
 lab: setup  ## open JupyterLab
 	$(BIN)/jupyter lab --notebook-dir=. $(if $(filter 0,$(shell id -u)),--allow-root)  # Jupyter refuses root without it

@@ -116,6 +116,14 @@ class Method(ABC):
     def _fit(self, episode: Episode) -> tuple[nn.Module, dict[str, Any]]:
         """The fitted head, and what to tell of it (fields of `Classifier`)."""
 
+    def reworded(self, head: nn.Module, episode: Episode) -> nn.Module:
+        """A fitted head over the classes of `episode`, which it never saw, by their names alone: see `cal.transfer`.
+
+        Raises ValueError for a method that knows its classes from their images.
+        """
+        raise ValueError(f"{self.label} knows only the classes it was fitted on, so not those of {episode.dataset}; fit it "
+                         "there, or use zero-shot, clip-adapter or coop with unified context, which go by words.")
+
 
 def validation_score(head: nn.Module, val: Split) -> tuple[float, float]:
     """(accuracy, -cross-entropy) on the validation images; the greater pair is the better head."""

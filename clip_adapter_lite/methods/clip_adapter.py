@@ -8,6 +8,7 @@
 readable source, so `RatioNetwork` is our own design.
 """
 import math
+from copy import deepcopy
 from dataclasses import dataclass
 from itertools import product
 
@@ -167,6 +168,11 @@ class CLIPAdapter(Method):
                 found["beta"] = head.betas().mean().item()
         return head, {**found, "details": details, "steps": self.steps,
                       "parameters": sum(p.numel() for p in head.parameters())}
+
+    def reworded(self, head, episode):
+        head = deepcopy(head)  # the same adapters, and the same Q, on the new classes' W
+        head.weights = episode.text_features
+        return head
 
     def _pairs(self) -> list[tuple[float | None, float | None]]:
         """The (α, β) to train an adapter for; None stands for a learned ratio and for that of a branch there is not."""

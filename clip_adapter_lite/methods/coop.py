@@ -137,10 +137,20 @@ class CoOp(Method):
         if self.context_length < 1:
             raise ValueError(f"context_length must be at least 1; got {self.context_length}.")
 
+    def _prompts(self, episode, words: str | None) -> Prompts:
+        return Prompts(episode.backbone, episode.classnames, length=self.context_length, position=self.position,
+                       class_specific=self.class_specific, words=words)
+
+    def reworded(self, head, episode):
+        if self.class_specific:
+            return super().reworded(head, episode)
+        prompts = self._prompts(episode, words=None)
+        with torch.no_grad():
+            prompts.context.copy_(head.context)
+            return CoOpHead(prompts().to(episode.text_features), head.context, logit_scale=head.logit_scale)
+
     def _fit(self, episode):
-        prompts = Prompts(episode.backbone, episode.classnames, length=self.context_length, position=self.position,
-                          class_specific=self.class_specific, words=self.words)
-        support = episode.support
+        prompts, support = self._prompts(episode, self.words), episode.support
 
         def loss(features: Tensor, labels: Tensor) -> Tensor:
             return cross_entropy(cosine_logits(features, prompts().to(features.dtype), episode.logit_scale), labels)
