@@ -5,10 +5,10 @@ Importing this costs torch and little more: open_clip, torchvision, scikit-learn
 from .backbones import Backbone, classifier_weights, load_backbone
 from .banks import BankError, Episode, FeatureBank, Split, list_banks
 from .building import build_bank
-from .bundled.reference import recompute, reference
 from .compare import compare, summarise
 from .evaluation import calibration_error, paired_bootstrap, per_class_accuracy, reliability_curve
 from .methods import METHODS, Classifier, CLIPAdapter, CoOp, LinearProbe, Method, TipAdapter, ZeroShot
+from .reference import recompute, reference
 from .sweep import sweep
 from .using import load_classifier, predict, save_classifier
 

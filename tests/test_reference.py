@@ -1,5 +1,6 @@
 """The committed reference results are whole, belong to the bundled banks and today's settings, and can be computed again."""
 import json
+import sys
 
 import pandas
 import pytest
@@ -59,15 +60,16 @@ def test_main_writes_a_sorted_table_says_where_it_comes_from_and_resumes(toy_ban
     bank.save(tmp_path / "banks" / "toy.safetensors")
     monkeypatch.setattr(ref, "BUNDLED", tmp_path)
     monkeypatch.setattr(ref, "TABLE", tmp_path / "reference.csv")
+    monkeypatch.setattr(sys.modules["clip_adapter_lite.reference"], "TABLE", tmp_path / "reference.csv")
     monkeypatch.setattr(ref, "list_banks", lambda: ["toy", "mine"])  # "mine" is in the cache and not bundled
     monkeypatch.setattr(ref.FeatureBank, "load", lambda name: bank)
     monkeypatch.setattr(ref, "METHODS", {m.label: m for m in (cal.ZeroShot(), cal.CLIPAdapter(alpha=0.2, steps=2))})
     ref.main(work=tmp_path / "work.csv", jobs=1)
-    table = ref.reference()
+    table = cal.reference()
     assert list(zip(table.method, table.shots, table.seed)) == [
         (m, s, seed) for m in ("zero-shot", "clip-adapter(alpha=0.2, steps=2)") for s in (1, 2) for seed in range(1, 11)]
     assert table.attrs["banks"] == {"toy": bank.hash} and len(table.attrs["commits"]) == 1
     monkeypatch.setattr(cal.Method, "fit", lambda *_: pytest.fail("a finished run was done again"))
     ref.main(work=tmp_path / "work.csv", jobs=1)
-    pandas.testing.assert_frame_equal(ref.reference(), table)
+    pandas.testing.assert_frame_equal(cal.reference(), table)
     assert json.loads((tmp_path / "reference.json").read_text())["commits"] == table.attrs["commits"]

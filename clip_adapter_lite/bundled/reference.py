@@ -3,8 +3,7 @@
     make reference        # or: python -m clip_adapter_lite.bundled.reference
 
 Resumable: finished runs are kept in results/reference.csv. Seeds 1 to 3 of everything first; then seeds 4 to 10 of each
-bank, method and number of shots whose fit takes under a second (median of the first three). `reference()` reads the
-committed table, `recompute(rows)` runs some of its rows again.
+bank, method and number of shots whose fit takes under a second (median of the first three). `cal.reference()` reads them.
 """
 import csv
 import json
@@ -17,38 +16,12 @@ from typing import Annotated
 import typer
 
 from ..banks import BUNDLED, FeatureBank, list_banks
-from ..compare import COLUMNS, Results, Run, execute, tidy, versions
-from ..methods import CLIPAdapter, CoOp, LinearProbe, TipAdapter, ZeroShot
+from ..compare import COLUMNS, Results, Run, execute, versions
+from ..reference import METHODS, TABLE
 
-TABLE = BUNDLED / "reference.csv"
-METHODS = {method.label: method for method in (
-    ZeroShot(), LinearProbe(), CoOp(), CLIPAdapter(), CLIPAdapter(branch="text"), CLIPAdapter(branch="both"),
-    CLIPAdapter(alpha=0.2), CLIPAdapter(alpha="learned"), TipAdapter(), TipAdapter(finetune=True))}
 SHOTS, SEEDS, MORE_SEEDS, SECONDS = (1, 2, 4, 8, 16), (1, 2, 3), (4, 5, 6, 7, 8, 9, 10), 1.0
 PROTOCOL = ("fit on the support set; selection on min(shots, 4) validation images a class; accuracy on the whole test "
             "split, used once; pocket CLIP's features (ImageNet-supervised image tower)")
-
-
-def reference():
-    """The committed reference results, a DataFrame as `compare` returns it; `.attrs` says what they were computed from.
-
-    Precomputed on two cores with the pocket CLIP's features: say so beside every figure. gtsrb has no 8 or 16
-    shots and grocery no 16. 10 seeds where a fit takes under a second, else 3.
-    """
-    import pandas
-    table = tidy(pandas.read_csv(TABLE))
-    table.attrs = json.loads(TABLE.with_suffix(".json").read_text(encoding="utf-8"))
-    return table
-
-
-def recompute(rows, jobs: int = -1):
-    """Run some rows of `reference()` again; they come back with a column `recomputed`, the accuracy found now.
-
-    On the machine type and versions of the reference the two are equal; others may differ by a few test images.
-    """
-    banks = {name: FeatureBank.load(name) for name in rows["dataset"].unique()}
-    runs = [Run(banks[row.dataset], METHODS[row.method], row.shots, row.seed) for row in rows.itertuples()]
-    return rows.assign(recomputed=[row["accuracy"] for row in execute(runs, jobs=jobs)])
 
 
 def first_runs(banks) -> list[Run]:
