@@ -48,7 +48,8 @@ def test_no_pickle_and_no_picture_of_a_research_dataset_is_committed():
 
 def test_nothing_below_plots_imports_matplotlib_and_methods_know_nothing_of_files_or_datasets():
     package = ROOT / "clip_adapter_lite"
-    for path in [package / f"{m}.py" for m in ("backbones", "banks", "training", "engines", "compare", "sweep", "evaluation")]:
+    for module in ("backbones", "banks", "training", "engines", "compare", "sweep", "evaluation"):
+        path = package / f"{module}.py"
         assert "matplotlib" not in path.read_text() and "seaborn" not in path.read_text(), path
     for path in (package / "methods").glob("*.py"):
         assert not re.search(r"import .*(datasets|plots|compare|building|evaluation|pathlib)", path.read_text()), path
