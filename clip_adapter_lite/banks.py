@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 
 import torch
 from torch import Tensor
@@ -253,20 +254,27 @@ class FeatureBank:
         return write_tensors(self.tensors(), path, {"bank": json.dumps(description, sort_keys=True)})
 
     @classmethod
-    def load(cls, name: str | Path, backbone: str = "pocket") -> "FeatureBank":
+    def load(cls, name: str | Path, backbone: str = "pocket", *, build: bool = False, **options) -> "FeatureBank":
         """A bank by name (bundled, or in the cache folder) or by path.
 
-        Raises FileNotFoundError, saying which banks there are, if there is none; BankError if the file is damaged.
+        build: if there is none of that name, build it from pictures and keep it in the cache folder; options are those of
+        `build_bank`: `FeatureBank.load("dtd", "RN50-quickgelu", build=True, root="/data", download=True)`.
+        Raises FileNotFoundError, saying which banks there are and the command that makes this one, if there is none;
+        BankError if the file is damaged.
         """
         path = Path(name)
+        if options and not build:
+            raise ValueError(f"{', '.join(options)} {'is' if len(options) == 1 else 'are'} for building a bank; add "
+                             "build=True.")
         if path.suffix != ".safetensors":
             path = next((p for p in _places(str(name), backbone) if p.exists()), path)
-        if not path.is_file():
-            there = ", ".join(list_banks(backbone)) or "none"
-            raise FileNotFoundError(f"No bank '{name}' for backbone '{backbone}' (there: {there}); give one of those, "
-                                    "the path of a .safetensors bank, or build it with cal.build_bank(...).save("
-                                    f"'{_places(Path(name).stem, backbone)[-1]}').")
-        return cls._read(path)
+        if path.is_file():
+            return cls._read(path)
+        if build and path.suffix != ".safetensors":
+            from .building import build_bank  # here, since it stands on this module
+            return build_bank(str(name), backbone, out=cache_place(str(name), backbone), **options)
+        raise FileNotFoundError(f"No bank '{name}' for backbone '{backbone}' (there: "
+                                f"{', '.join(list_banks(backbone)) or 'none'}); {_how_to_get(path, backbone)}.")
 
     @classmethod
     def _read(cls, path: Path) -> "FeatureBank":
@@ -314,6 +322,36 @@ def tensor_hash(tensors: dict[str, Tensor]) -> str:
 def _places(name: str, backbone: str) -> list[Path]:
     cached = cache_folder() / "banks" / backbone / f"{name}.safetensors"
     return [BUNDLED / "banks" / f"{name}.safetensors", cached] if backbone == "pocket" else [cached]
+
+
+def cache_place(name: str, backbone: str) -> Path:
+    """Where a built or pulled bank goes so that `FeatureBank.load(name, backbone)` finds it.
+
+    Raises BankError for a name that is no file's name, or that a bundled bank has.
+    """
+    *bundled, place = _places(name, backbone)
+    for what in (name, backbone):
+        if what in ("", ".", "..") or "/" in what or "\\" in what:
+            raise BankError(f"'{what}' cannot be part of a file's name, as a bank's name and backbone must; give another "
+                            "name with --name (name=…), or a file with --out.")
+    if any(p.exists() for p in bundled):
+        raise BankError(f"'{name}' is the name of a bundled bank, which comes first for backbone '{backbone}'; give another "
+                        "name with --name (name=…), or a file with --out.")
+    return place
+
+
+def _how_to_get(path: Path, backbone: str) -> str:
+    """What to do about a bank that is not there, as the end of a sentence."""
+    from . import datasets  # here, since it stands on this module
+    named, name = path.suffix != ".safetensors", path.stem
+    build = f"`clip-adapter-lite build --backbone {quote(backbone)}"
+    pull = f"`clip-adapter-lite pull SOURCE --name {quote(name)}`"
+    if named and name in datasets.names():
+        return (f"build it with {build} --dataset {name} --root DIR`, where DIR is the folder that holds the datasets "
+                f"(--download fetches what can be), or fetch it with {pull}")
+    place = quote(str(_places(name, backbone)[-1] if named else path))
+    return (f"give one of those, the path of a .safetensors bank, fetch one with {pull}, or build one of your own pictures "
+            f"with {build} --dataset folder --root DIR --out {place}`")
 
 
 def list_banks(backbone: str = "pocket") -> list[str]:

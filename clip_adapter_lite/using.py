@@ -61,19 +61,22 @@ def zero_shot(weights: Tensor, classnames: Sequence[str], backbone: Backbone) ->
 def predict(classifier: Classifier, backbone: Backbone, images: Sequence, top: int = 5) -> list[list[tuple[str, float]]]:
     """The `top` class names and probabilities, best first, of each picture (a path or a PIL image).
 
+    Pictures are preprocessed as those of the bank were that the classifier was fitted on: cropped, or squashed as in CoOp.
+
     Raises ValueError if the classifier was fitted on features of another backbone, other weights or other preprocessing, or
     if top is below 1; OSError, naming the file, for a picture that cannot be read.
     """
-    from .building import encode, preprocessing
+    from .building import STYLES, encode, preprocessing
     if top < 1:
         raise ValueError(f"top must be at least 1; got {top}.")
-    fitted, here = classifier.origin, {"backbone": backbone.name, "weights_tag": backbone.tag,
-                                       "preprocessing": preprocessing(backbone)}
+    fitted = classifier.origin
+    style = next((s for s in STYLES if preprocessing(backbone, s) == fitted.get("preprocessing")), "clip")
+    here = {"backbone": backbone.name, "weights_tag": backbone.tag, "preprocessing": preprocessing(backbone, style)}
     for what, value in here.items():
         if fitted.get(what) and fitted[what] != value:
             raise ValueError(f"This classifier was fitted on features with {what.replace('_', ' ')} {fitted[what]!r} but "
                              f"the backbone given has {value!r}; load the one it was fitted on.")
-    probabilities = classifier.probabilities(encode(backbone, list(images)))
+    probabilities = classifier.probabilities(encode(backbone, list(images), style=style))
     best = probabilities.topk(min(top, len(classifier.classnames)), dim=1)
     return [[(classifier.classnames[i], p) for i, p in zip(row, chances)]
             for row, chances in zip(best.indices.tolist(), best.values.tolist())]

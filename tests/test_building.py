@@ -1,17 +1,20 @@
 """From pictures to features, with a backbone of a few lines in place of a CLIP."""
 import json
+import random
 from types import SimpleNamespace
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from PIL import Image
 from torch.nn.functional import normalize
+from torchvision.transforms import RandomResizedCrop
 
 from clip_adapter_lite import FeatureBank, backbones, building
 from clip_adapter_lite.banks import SPLITS
-from clip_adapter_lite.building import build_bank, encode, open_image
-from clip_adapter_lite.datasets import ImageDataset
+from clip_adapter_lite.building import STYLES, build_bank, encode, open_image, random_view
+from clip_adapter_lite.datasets import ImageDataset, template_set
 
 WIDTH, SIZE = 6, 4
 MAP = torch.randn(3 * SIZE * SIZE, WIDTH, generator=torch.Generator().manual_seed(0))
@@ -20,7 +23,7 @@ PREPROCESSING = {"size": (SIZE, SIZE), "mean": (0.0, 0.0, 0.0), "interpolation":
 
 class Fake:
     """A backbone whose image feature is a linear map of the pixels, and whose text feature counts the letters a to f."""
-    name, tag, logit_scale, width = "fake", "v1", 12.5, WIDTH
+    name, tag, logit_scale, width, device = "fake", "v1", 12.5, WIDTH, torch.device("cpu")
     model = SimpleNamespace(visual=SimpleNamespace(preprocess_cfg=PREPROCESSING))
 
     def __init__(self):
@@ -171,7 +174,7 @@ def test_a_built_bank_says_where_it_comes_from_and_survives_a_file(dataset, tmp_
 
 
 def test_a_backbone_may_be_named(dataset, monkeypatch):
-    monkeypatch.setattr(building, "load_backbone", {"fake name": Fake()}.__getitem__)
+    monkeypatch.setattr(building, "load_backbone", lambda name, tag: {("fake name", None): Fake()}[name, tag])
     assert build_bank(dataset[0], "fake name", progress=False).backbone == "fake"
 
 
@@ -187,6 +190,189 @@ def test_a_template_without_a_place_for_the_name_is_refused(dataset, expect_refu
         build_bank(dataset[0], Fake(), templates=["a photo"], progress=False)
 
 
+def test_a_set_of_templates_may_be_named_beside_own_ones(dataset):
+    backbone = Fake()
+    bank = build_bank(dataset[0], backbone, templates=["seven", "my {}"], progress=False)
+    assert bank.templates == (*template_set("seven"), "my {}")
+    assert len(backbone.texts) == 8 * 3 and backbone.texts[-1] == "my fed"
+    assert build_bank(dataset[0], backbone, templates="the {}", progress=False).templates == ("the {}",)
+
+
+def test_templates_may_be_averaged_as_they_are(dataset):
+    bank = build_bank(dataset[0], Fake(), normalize_each=False, progress=False)
+    a, b = torch.tensor([3., 2, 1, 1, 2, 1]), torch.tensor([3., 3, 1, 2, 2, 1])  # as above, now not of length 1
+    torch.testing.assert_close(bank.text_features[0].float(), normalize(a + b, dim=0), rtol=1e-3, atol=1e-3)
+    assert bank.meta["normalize_each"] is False
+    assert build_bank(dataset[0], Fake(), progress=False).meta["normalize_each"] is True
+
+
+@pytest.mark.parametrize("options, fragment", [
+    ({"preprocess": "squash"}, "preprocess must be one of clip, coop; got 'squash'"),
+    ({"views": 0}, "views must be at least 1"), ({"batch": 0}, "batch and workers must be at least 1; got 0"),
+    ({"workers": 0}, "batch and workers must be at least 1")])
+def test_options_that_cannot_be_right_are_refused_before_any_picture(dataset, options, fragment, expect_refused):
+    backbone = Fake()
+    with expect_refused(fragment, ValueError):
+        build_bank(dataset[0], backbone, progress=False, **options)
+    assert not backbone.batches
+
+
+def test_a_dataset_may_be_named_and_then_needs_a_root(dataset, monkeypatch, tmp_path, expect_refused):
+    asked = []
+    monkeypatch.setattr("clip_adapter_lite.datasets.load_dataset",
+                        lambda *names, **options: asked.append((names, options)) or dataset[0])
+    assert build_bank("dtd", Fake(), root=tmp_path, download=True, seed=4, progress=False).dataset == "toy"
+    assert asked == [(("dtd", tmp_path), {"download": True, "allow_missing": False, "seed": 4})]
+    with expect_refused("To build the bank of dtd, root=DIR", ValueError):
+        build_bank("dtd", Fake())
+
+
+# ── preprocessing and views ───────────────────────────────────────────────────────────────────────────────────
+
+OPENAI = {"size": (6, 6), "mode": "RGB", "mean": (0.48145466, 0.4578275, 0.40821073), "interpolation": "bicubic",
+          "std": (0.26862954, 0.26130258, 0.27577711), "resize_mode": "shortest", "fill_color": 0}
+
+
+def torchvisions(**changes):
+    """open_clip's own transform of a backbone that preprocesses like OpenAI's, at six pixels."""
+    return open_clip.transform.image_transform_v2(open_clip.transform.PreprocessCfg(**OPENAI | changes), is_train=False)
+
+
+class Eye(Fake):
+    """A backbone whose features are what arrives at the tower."""
+    width, preprocess, model = 108, torchvisions(), SimpleNamespace(visual=SimpleNamespace(preprocess_cfg=OPENAI))
+
+    def encode_images(self, batch):
+        assert batch.is_contiguous(memory_format=torch.channels_last)
+        self.batches.append(len(batch))
+        return batch.flatten(1)
+
+    def encode_text(self, texts):
+        return super().encode_text(texts).repeat(1, 18)
+
+
+def blurred(number: int, size=(20, 14)) -> Image.Image:
+    return noise(number).resize(size, Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("style, resize_mode", [("clip", "shortest"), ("coop", "squash")])
+@pytest.mark.parametrize("size", [(20, 14), (5, 33), (6, 6), (3, 2), (300, 200)])
+def test_the_tower_gets_what_open_clips_own_transform_gives_to_the_last_bit(style, resize_mode, size):
+    pictures = [blurred(i, size) for i in range(3)] + [Image.fromarray(GREY).resize(size)]
+    expected = torch.stack([torchvisions(resize_mode=resize_mode)(picture.convert("RGB")) for picture in pictures])
+    assert torch.equal(encode(Eye(), pictures, style=style, batch=3), expected.flatten(1))
+
+
+def test_the_two_preprocessings_differ_and_are_recorded(dataset):
+    banks = {style: build_bank(dataset[0], Eye(), preprocess=style, progress=False) for style in STYLES}
+    assert banks["clip"].meta["preprocessing"] == json.loads(json.dumps(OPENAI))
+    assert banks["coop"].meta["preprocessing"] == json.loads(json.dumps(OPENAI | {"resize_mode": "squash"}))
+    wide = [blurred(0)]
+    assert not torch.equal(encode(Eye(), wide, style="clip"), encode(Eye(), wide, style="coop"))
+
+
+@pytest.fixture
+def wide(dataset):
+    """The data set with pictures that are not square, in memory."""
+    made, pictures, _ = dataset
+    for name in SPLITS:
+        made.splits[name] = [(blurred(i + 50), label) for i, (_, label) in enumerate(made.splits[name])]
+    return made
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_view_0_is_the_plain_picture_and_only_train_has_others(wide, style):
+    plain = build_bank(wide, Eye(), preprocess=style, progress=False)
+    bank = build_bank(wide, Eye(), preprocess=style, views=4, seed=9, progress=False)
+    assert bank.splits["train"].features.shape == (4, 7, 108)
+    assert torch.equal(bank.splits["train"].view(0), plain.splits["train"].features)
+    for name in ("val", "test"):
+        assert torch.equal(bank.splits[name].features, plain.splits[name].features)
+    assert len({bytes(row) for row in bank.splits["train"].features.flatten(0, 1).numpy()}) == 28, "each view is another"
+    assert bank.meta["views"] == {"count": 4, "first": "plain", "area": list(STYLES[style]), "seed": 9,
+                                  "others": "random resized crop, mirrored half of the time"}
+    assert "views" not in plain.meta
+
+
+def test_a_view_depends_on_the_seed_the_row_and_its_number_alone(wide):
+    def views(dataset=wide, **options):
+        return build_bank(dataset, Eye(), progress=False, **options).splits["train"].features
+    first = views(views=5)
+    assert torch.equal(first[:3], views(views=3, batch=4, workers=1))
+    assert not torch.equal(first[1:], views(views=5, seed=2)[1:])
+    wide.splits["train"][2] = (blurred(99), 0)
+    again = views(views=5)
+    changed = [row for row in range(7) if not torch.equal(again[:, row], first[:, row])]
+    assert changed == [2]
+    wide.splits["train"][4] = wide.splits["train"][3]
+    again = views(views=5)
+    assert torch.equal(again[0, 3], again[0, 4]) and not torch.equal(again[1, 3], again[1, 4])
+
+
+def test_batches_hold_at_most_so_many_views(wide):
+    backbone = Eye()
+    build_bank(wide, backbone, views=3, batch=8, progress=False)
+    assert backbone.batches == [6, 6, 6, 3, 2, 4]  # two pictures with three views each; val and test have one
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_views_are_cut_as_torchvision_cuts_them_and_half_are_mirrored(style):
+    """Red tells the column, green the row that a pixel comes from, so the crop can be read off the view."""
+    width, height, cells, many = 300, 200, 24, 400
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    ramp = Image.fromarray(np.stack([x * 255 / width, y * 255 / height, 0 * x], -1).astype(np.uint8))
+    boxes, mirrored = [], 0
+    for i in range(many):
+        view = np.asarray(random_view(ramp, random.Random(i), STYLES[style], (cells, cells), Image.Resampling.BILINEAR))
+        red, green = view[cells // 2, :, 0] / 255 * width, view[:, cells // 2, 1] / 255 * height
+        mirrored += red[-1] < red[0]
+        w, h = (abs(line[-2] - line[1]) * cells / (cells - 3) for line in (red, green))
+        boxes.append((red.mean() - w / 2, green.mean() - h / 2, w, h))
+    torch.manual_seed(0)
+    theirs = [RandomResizedCrop.get_params(ramp, list(STYLES[style]), [3 / 4, 4 / 3]) for _ in range(many)]
+    theirs = np.array([(left, top, w, h) for top, left, h, w in theirs])
+    for mine, reference in zip(np.array(boxes).T, theirs.T):
+        assert mine.mean() == pytest.approx(reference.mean(), abs=4 * reference.std() * (2 / many) ** 0.5 + 1)
+        assert np.quantile(mine, [0.1, 0.5, 0.9]) == pytest.approx(np.quantile(reference, [0.1, 0.5, 0.9]), abs=22)
+    assert 0.4 * many < mirrored < 0.6 * many
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (40, 7)])
+def test_a_picture_of_any_shape_has_views(size):
+    picture = Image.new("RGB", size, (9, 99, 199))
+    for i in range(20):
+        view = random_view(picture, random.Random(i), (0.08, 1.0), (5, 4), Image.Resampling.BICUBIC)
+        assert view.size == (5, 4) and view.getcolors() == [(20, (9, 99, 199))]
+
+
+# ── memory ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Small(Eye):
+    """A device that holds `holds` pictures."""
+    holds = 3
+
+    def encode_images(self, batch):
+        if len(batch) > self.holds:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return super().encode_images(batch)
+
+
+def test_the_batch_is_halved_until_it_fits_and_stays_so():
+    backbone, pictures = Small(), [blurred(i) for i in range(20)]
+    told = []
+    features = encode(backbone, pictures, batch=8, advance=told.append)
+    assert torch.equal(features, encode(Eye(), pictures))
+    assert backbone.batches == [2] * 10 and told == [8, 8, 4]
+
+
+def test_a_device_that_holds_no_picture_is_said_to_be_too_small(expect_refused):
+    backbone = Small()
+    backbone.holds = 0
+    with expect_refused("cpu has too little free memory for one picture (CUDA out of memory; Tried", RuntimeError):
+        encode(backbone, [blurred(0), blurred(1)])
+
+
 def test_the_fake_stands_in_for_all_that_building_asks_of_a_backbone():
     assert all(hasattr(backbones.Backbone, name) for name in ("width", "logit_scale", "encode_images", "encode_text"))
-    assert {"name", "tag", "model", "preprocess"} <= set(backbones.Backbone.__dataclass_fields__)
+    assert {"name", "tag", "model", "preprocess", "device"} <= set(backbones.Backbone.__dataclass_fields__)

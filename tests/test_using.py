@@ -3,6 +3,7 @@ import json
 import pickle
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from conftest import expect_refusal, make_bank
@@ -11,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import clip_adapter_lite as cal
-from clip_adapter_lite.building import encode
+from clip_adapter_lite.building import encode, preprocessing
 from clip_adapter_lite.datasets import fashion_mnist
 from clip_adapter_lite.using import FACTS, zero_shot
 
@@ -227,6 +228,17 @@ def test_zero_shot_for_pictures_of_no_bank(fashion, backbone, pictures):
     features = torch.nn.functional.normalize(encode(backbone, [pictures[0][0]]), dim=-1)
     cosines = features @ cal.classifier_weights(backbone, classes).T
     assert dict(found) == pytest.approx(dict(zip(classes, (backbone.logit_scale * cosines).softmax(1)[0].tolist())))
+
+
+def test_pictures_are_squashed_for_a_classifier_of_a_bank_of_squashed_pictures(fashion, backbone):
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 12, 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels).resize((240, 80))
+    squashed = replace(fashion, origin=fashion.origin | {"preprocessing": preprocessing(backbone, "coop")})
+    for fitted, style in ((fashion, "clip"), (squashed, "coop")):
+        (found,) = cal.predict(fitted, backbone, [picture], top=99)
+        expected = fashion.probabilities(encode(backbone, [picture], style=style))[0]
+        assert dict(found) == pytest.approx(dict(zip(fashion.classnames, expected.tolist())), abs=1e-6)
+    assert cal.predict(fashion, backbone, [picture]) != cal.predict(squashed, backbone, [picture])
 
 
 @pytest.mark.parametrize("what, value", [("backbone", "ViT-B-16-quickgelu"), ("weights_tag", "0123456789ab"),

@@ -5,7 +5,6 @@
 Only features are written, never the pictures (Fashion-MNIST's excerpt excepted: it is MIT). At most 48 training and 16
 validation images a class, test splits whole up to 2500. Takes about four minutes on two cores.
 """
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -16,7 +15,8 @@ from .. import load_backbone
 from ..banks import BUNDLED
 from ..building import build_bank
 from ..datasets import ImageDataset, fashion_mnist, split_by_hash
-from ..datasets.base import folder_items
+from ..datasets.base import complete, folder_items
+from ..datasets.coop import read_split
 from ..datasets.fashion_mnist import EXCERPT, read_idx, write_idx
 
 PHOTO = "a photo of a {}."
@@ -36,22 +36,13 @@ GTSRB = ("20 km/h speed limit", "30 km/h speed limit", "50 km/h speed limit", "6
          "end of no overtaking", "end of no overtaking by trucks")
 
 
-def coop_split(path: Path, images: Path) -> tuple[tuple[str, ...], dict]:
-    """Class names and splits of one of CoOp's `split_zhou_*.json`, without the classes that are not on disk."""
-    rows = json.loads(path.read_text(encoding="utf-8"))
-    there = {p.name for p in images.iterdir()}
-    names = {label: name for file, label, name in rows["train"] if Path(file).parent.name in there}
-    place = {label: i for i, label in enumerate(sorted(names))}
-    splits = {part: [(images / file, place[label]) for file, label, _ in rows[part] if label in place] for part in rows}
-    return tuple(names[label] for label in sorted(names)), splits
-
-
 def datasets(data: Path, fashion: Path):
     """The twelve datasets, one after the other."""
     for name, json_name, images, template in (
             ("caltech101", "Caltech101", data / "caltech-101/101_ObjectCategories", PHOTO),
             ("dtd10", "DescribableTextures", data / "dtd/images", "{} texture.")):
-        classes, splits = coop_split(data / f"coop-splits/split_zhou_{json_name}.json", images)
+        rows = read_split(data / f"coop-splits/split_zhou_{json_name}.json", images)
+        classes, splits, _ = complete(name, *rows, allow_missing=True)
         yield ImageDataset(name=name, classnames=classes, templates=(template,), splits=splits,
                            source="Caltech101" if name == "caltech101" else "Describable Textures, first ten of 47 classes",
                            protocol=f"CoOp's split_zhou_{json_name}.json, classes on disk")

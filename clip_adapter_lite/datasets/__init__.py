@@ -1,5 +1,107 @@
-"""Image datasets: where the pictures are, what they show, and how they are split."""
-from .base import ImageDataset, split_by_hash
-from .fashion_mnist import fashion_mnist
+"""Image datasets: where the pictures are, what they show, and how they are split.
 
-__all__ = ["ImageDataset", "fashion_mnist", "split_by_hash"]
+`load_dataset("oxford_pets", "/data")` reads the paper's eleven, ImageNet's four relatives and your own folder. What is known
+of each (classes, templates, licence, size, where it comes from, what has to be fetched by hand) is data: `TABLE`.
+"""
+import json
+from pathlib import Path
+
+from ..banks import BankError
+from . import archives, imagenet, official
+from .base import ImageDataset, complete, one_line, split_by_hash
+from .coop import read_split
+from .fashion_mnist import fashion_mnist
+from .folder import own_folder
+
+__all__ = ["TABLE", "ImageDataset", "fashion_mnist", "load_dataset", "names", "split_by_hash", "template_set"]
+
+# By name. folders: where it may lie under the root, CoOp's place first; images: a folder in there that shows that it is
+# there, and that CoOp's rows are relative to; split_json: where CoOp's file lies; splits: its sizes, or those without one.
+TABLE: dict[str, dict] = json.loads(Path(__file__).with_name("table.json").read_text(encoding="utf-8"))
+READERS = official.READERS | imagenet.READERS
+SEVEN = ("itap of a {}.", "a bad photo of the {}.", "a origami {}.", "a photo of the large {}.", "a {} in a video game.",
+         "art of the {}.", "a photo of the small {}.")
+
+
+def names() -> list[str]:
+    """The datasets that `load_dataset` knows, the paper's eleven first; "folder" is your own pictures."""
+    return list(TABLE)
+
+
+def template_set(name: str) -> tuple[str, ...]:
+    """An ensemble of prompts: "seven" (the paper's, for ImageNet) or "openai-80" (CLIP's, for ImageNet)."""
+    if name == "seven":
+        return SEVEN
+    if name == "openai-80":
+        from open_clip import OPENAI_IMAGENET_TEMPLATES
+        return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
+    raise ValueError(f"Unknown set of templates '{name}'; give seven or openai-80.")
+
+
+def load_dataset(name: str, root: str | Path, *, download: bool = False, allow_missing: bool = False,
+                 seed: int = 1) -> ImageDataset:
+    """A dataset from the folder that holds all of them (CoOp's layout, or torchvision's), or from your own for "folder".
+
+    CoOp's split file is used where it is in place; otherwise the official lists, with a seeded part of train for validation,
+    or CoOp's 50/20/30 rule; `protocol` says which. download: fetch what is not there. allow_missing: leave out missing
+    pictures, and classes without any, instead of raising BankError. Pictures are listed, not opened.
+    Raises ValueError for an unknown name, FileNotFoundError if there is no such folder.
+
+    `load_dataset("dtd", "/data", download=True)`
+    """
+    if name not in TABLE:
+        raise ValueError(f"Unknown dataset '{name}'; give one of {', '.join(TABLE)}.")
+    facts, root = TABLE[name], Path(root).expanduser()
+    about = dict(name=name, templates=tuple(facts["templates"]), source=facts["source"], licence=facts["licence"])
+    if not root.is_dir() and not (download and facts["folders"]):
+        raise FileNotFoundError(f"No folder {root}; --root (root=…) is the folder that holds the datasets.")
+    if name == "folder":
+        classnames, splits, protocol = own_folder(root, seed, allow_missing)
+        about["name"] = root.resolve().name or name
+        return ImageDataset(**about, classnames=classnames, splits=splits, protocol=protocol)
+    folder = _place(facts, root)
+    if folder is None and download:
+        _download(name, root)
+        folder = _place(facts, root)
+    if folder is None:
+        raise FileNotFoundError(f"{facts['title']} is not in {root} (looked for {', '.join(facts['folders'])}); give the "
+                                f"folder above it as --root (root=…), or {_how(name)}.")
+    split, listed = facts["split_json"] and root / facts["split_json"], True
+    if split and split.is_file():
+        classnames, splits = read_split(split, folder / facts["images"])
+        protocol = f"CoOp's {split.name}"
+    else:
+        try:
+            classnames, splits, protocol, listed = READERS[name](name, folder, seed)
+        except BankError:
+            raise
+        except (RuntimeError, OSError, ValueError, LookupError, AttributeError) as error:  # of annotation files
+            raise BankError(f"{facts['title']} in {folder} could not be read ({type(error).__name__}: {one_line(error)}); "
+                            f"what belongs there: {facts['by_hand']}.") from error
+    classnames, splits, note = complete(name, classnames, splits, allow_missing, None if listed else facts["pictures"])
+    return ImageDataset(**about, classnames=classnames, splits=splits, protocol=f"{protocol}; {note}" if note else protocol)
+
+
+def _place(facts: dict, root: Path) -> Path | None:
+    return next((root / f for f in facts["folders"] if (root / f / facts["images"]).is_dir()), None)
+
+
+def _how(name: str) -> str:
+    by_hand = f"by hand: {TABLE[name]['by_hand']}"
+    automatic = name in official.DOWNLOADS or name == "imagenet" or "archive" in TABLE[name]
+    return f"fetch it with download=True (--download), or {by_hand}" if automatic else f"fetch it {by_hand}"
+
+
+def _download(name: str, root: Path) -> None:
+    facts = TABLE[name]
+    root.mkdir(parents=True, exist_ok=True)
+    if archive := facts.get("archive"):
+        place = root / archive["into"]
+        archives.unpack(archives.fetch(archive["url"], place / archive["url"].rsplit("/", 1)[1], archive["sha256"]), place)
+    elif name == "imagenet":
+        imagenet.unpack_archives(root)
+    elif name in official.DOWNLOADS:
+        archives.attempt(lambda: official.download(name, root), facts["title"], "check the network, delete half-written "
+                         f"archives in {root}, or fetch it by hand: {facts['by_hand']}")
+    else:
+        raise BankError(f"{facts['title']} has no address to download from; fetch it by hand: {facts['by_hand']}.")

@@ -1,6 +1,8 @@
 """The one shape that every dataset takes before a backbone sees it, and how we split what comes without a split."""
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 from ..banks import SPLITS, BankError, rank
 
 Item = tuple[Any, int]  # a picture's path, or the PIL image itself, and its label
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -77,6 +80,63 @@ def split_by_hash(items: Sequence[Item], train: float = 0.5, val: float = 0.2, s
     return {name: [items[i] for i in sorted(rows)] for name, rows in splits.items()}
 
 
+def hold_out(items: Sequence[Item], seed: int, share: float = 0.2, most: int | None = None) -> tuple[list, list]:
+    """Two lists, what stays and what is held out: of each class `share` (CoOp's fifth), at most `most`, by hash."""
+    held = set()
+    for label, rows in _by_class(items).items():
+        wanted = max(1, round(len(rows) * share))
+        held.update(rank(seed, label, rows)[:min(wanted, most or wanted, len(rows) - 1)])
+    return [x for i, x in enumerate(items) if i not in held], [x for i, x in enumerate(items) if i in held]
+
+
+def pictures(folder: Path) -> list[Path]:
+    """The picture files under `folder`, by their suffix, in name order; hidden files and folders are left out."""
+    found: list[Path] = []
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [Path(place, name) for name in sorted(files)
+                  if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
+    return found
+
+
 def folder_items(root: Path, classes: Sequence[str]) -> list[Item]:
-    """The image files in `root/<class>/`, in name order, labelled by the class's place in `classes`."""
-    return [(path, label) for label, name in enumerate(classes) for path in sorted((root / name).iterdir())]
+    """The pictures in `root/<class>/`, in name order, labelled by the class's place in `classes`."""
+    return [(path, label) for label, name in enumerate(classes) for path in pictures(root / name)]
+
+
+def complete(name: str, classnames: Sequence[str], splits: dict[str, list[Item]], allow_missing: bool = False,
+             expected: int | None = None) -> tuple[tuple[str, ...], dict[str, list[Item]], str]:
+    """Class names and splits of what is on disk, and a note on what is not ("" if nothing is missing).
+
+    expected: how many pictures there should be, for folders; without it each listed file is looked for. A class without
+    any picture disappears and the labels close up. Raises BankError, with the count and the first file, for a missing
+    file without `allow_missing`, or if there is none at all.
+    """
+    paths = [path for items in splits.values() for path, _ in items]
+    if expected is None:
+        @cache
+        def files(folder: Path) -> frozenset[str]:  # one listing a folder, where a look at each file takes minutes on NFS
+            return frozenset(os.listdir(folder) if folder.is_dir() else ())
+
+        gone = [path for path in paths if path.name not in files(path.parent)]
+        total, missing, first = len(paths), len(gone), f", the first {gone[0]}" if gone else ""
+    else:
+        gone, total, missing, first = [], expected, max(0, expected - len(paths)), ""
+    if missing and (missing == total or not allow_missing):
+        either = "" if missing == total else ", or leave them out with allow_missing=True (--allow-missing)"
+        raise BankError(f"{name}: {missing} of {total} pictures are missing{first}; unpack the dataset again (--download "
+                        f"does so only where its folder is gone){either}.")
+    lost = set(gone)
+    kept = {part: [item for item in items if item[0] not in lost] for part, items in splits.items()}
+    labels = sorted({label for items in kept.values() for _, label in items})
+    place = {label: i for i, label in enumerate(labels)}
+    note = f"{missing} missing pictures left out" if missing else ""
+    if len(labels) < len(classnames):
+        note += f"{', ' if note else ''}{len(labels)} of {len(classnames)} classes there"
+    return (tuple(classnames[label] for label in labels),
+            {part: [(path, place[label]) for path, label in items] for part, items in kept.items()}, note)
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's message as part of a sentence: one line, no full stop."""
+    return " ".join(str(error).split()).rstrip(".").replace(". ", "; ") or type(error).__name__

@@ -1,0 +1,100 @@
+"""Your own pictures: a folder of classes, split by you (train, val, test) or by seed."""
+import json
+from collections import Counter
+from pathlib import Path
+
+from ..banks import SPLITS, BankError
+from .base import SUFFIXES, Item, folder_items, hold_out, one_line, pictures, split_by_hash
+
+LAYOUT = "put pictures in ROOT/<class>/, or in ROOT/train/<class>/ with optional val and test"
+RULE = "split 50/20/30"
+
+
+def own_folder(root: Path, seed: int, allow_missing: bool = False) -> tuple[tuple[str, ...], dict[str, list[Item]], str]:
+    """Class names, splits and the protocol in words of the pictures in `root`; subfolders of a class belong to it.
+
+    Names are the folders' with underscores as spaces, or those that `root/classes.json` gives: {"folder": "name"}.
+    allow_missing leaves out classes without a picture. Raises BankError, one sentence, for what cannot be right.
+    """
+    given = [part for part in SPLITS if (root / part).is_dir() and _subfolders(root / part)]
+    if given and "train" not in given:
+        raise BankError(f"{root} has a folder {given[0]} with classes but no folder train; {LAYOUT}.")
+    others = [name for name in _subfolders(root) if given and name not in SPLITS and pictures(root / name)]
+    if others:
+        raise BankError(f"{root} holds pictures in {_few(others)} beside train; only train, val and test are read, so "
+                        "rename or move the rest.")
+    top = root / "train" if given else root
+    classes = _classes(top, allow_missing)
+    items = {part: _part(root / part, classes) for part in given} or {"train": folder_items(root, classes)}
+    whose = f"own {' and '.join(given)} folder{'s' if len(given) > 1 else ''}" if given else "one folder a class"
+    if len(items) == 1:
+        splits, how = _by_rule(items["train"], classes, seed), RULE
+    elif len(items) == 2:  # a lone val folder is what the classifier is judged on, as ImageNet's is
+        train, val = hold_out(items["train"], seed)
+        splits = {"train": train, "val": val, "test": items[given[1]]}
+        how = f"{'val as test, ' if given[1] == 'val' else ''}a fifth of train for validation"
+    else:
+        return _names(root, classes), items, "own train, val and test folders"
+    return _names(root, classes), splits, f"{whose}, {how}, by hash, seed {seed}"
+
+
+def _subfolders(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _classes(folder: Path, allow_missing: bool) -> list[str]:
+    """The class folders that hold pictures, in name order."""
+    found = _subfolders(folder)
+    full = [name for name in found if pictures(folder / name)]
+    if not full:
+        raise BankError(f"{folder} has no pictures in class folders; {LAYOUT} ({', '.join(SUFFIXES)}).")
+    if len(full) < len(found) and not allow_missing:
+        empty = [name for name in found if name not in full]
+        raise BankError(f"{folder} has no pictures of {_few(empty)}; add some ({', '.join(SUFFIXES)}), remove the folder, "
+                        "or leave the class out with allow_missing=True (--allow-missing).")
+    if len(full) == 1:
+        raise BankError(f"{folder} has pictures of one class only, '{full[0]}'; a classifier needs two: {LAYOUT}.")
+    return full
+
+
+def _part(folder: Path, classes: list[str]) -> list[Item]:
+    unknown = [name for name in _subfolders(folder) if name not in classes and pictures(folder / name)]
+    if unknown:
+        raise BankError(f"{folder} has pictures of {_few(unknown)}, which train has none of; every class needs training "
+                        "pictures.")
+    items = folder_items(folder, classes)
+    if not items:
+        raise BankError(f"{folder} has class folders but no pictures; add some ({', '.join(SUFFIXES)}) or remove it.")
+    return items
+
+
+def _by_rule(items: list[Item], classes: list[str], seed: int) -> dict[str, list[Item]]:
+    label, fewest = min(Counter(label for _, label in items).items(), key=lambda pair: pair[1])
+    if fewest < 4:
+        raise BankError(f"Class '{classes[label]}' has {fewest} pictures, and at least 4 are needed for some to train, to "
+                        "validate and to test with; add some or make folders train and test yourself.")
+    return split_by_hash(items, seed=seed)
+
+
+def _names(root: Path, classes: list[str]) -> tuple[str, ...]:
+    names = {name: name.replace("_", " ") for name in classes}
+    path = root / "classes.json"
+    if path.is_file():
+        try:
+            given = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise BankError(f"{path} is not JSON ({one_line(error)}); write {{\"folder\": \"class name\", …}}.") from error
+        if not isinstance(given, dict) or not all(isinstance(name, str) and name.strip() for name in given.values()):
+            raise BankError(f"{path} must hold {{\"folder\": \"class name\", …}}.")
+        if unknown := sorted(set(given) - set(classes)):
+            raise BankError(f"{path} names {_few(unknown)}, which is no class folder with pictures; the folders are "
+                            f"{_few(classes)}.")
+        names |= {folder: name.strip() for folder, name in given.items()}
+    twice = [name for name, many in Counter(names.values()).items() if many > 1]
+    if twice:
+        raise BankError(f"{root}: two classes are called '{twice[0]}'; give them different names in classes.json.")
+    return tuple(names[name] for name in classes)
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,0 +1,179 @@
+"""Banks to and from others: a Hugging Face repository, a bucket, a web address or a folder, checked by SHA-256.
+
+A bank is a few megabytes and carries no pictures, so a class of students gets real CLIP's features without the images.
+"""
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
+
+from .banks import BankError, FeatureBank, cache_folder, cache_place
+from .datasets.base import one_line
+
+WEB = ("http://", "https://")
+CHUNK = 1 << 20  # bytes
+
+
+def push(bank: FeatureBank | str | Path, dest: str | Path, *, backbone: str = "pocket", force: bool = False
+         ) -> tuple[str, str]:
+    """Copy a bank (or the one of that name or path) to where others can pull it; returns its address and its SHA-256.
+
+    dest: a file ending in .safetensors, or a folder that gets `NAME.safetensors`: a path, `hf://datasets/owner/repo` (which
+    must exist, after `hf auth login`), or whatever fsspec can write to. Beside it goes `NAME.safetensors.sha256`.
+    Raises BankError if another bank is there, unless with `force`; OSError if it cannot be written.
+    """
+    import fsspec
+    name = bank.dataset if isinstance(bank, FeatureBank) else PurePosixPath(bank).name.removesuffix(".safetensors")
+    bank = bank if isinstance(bank, FeatureBank) else FeatureBank.load(bank, backbone)
+    url = str(dest) if str(dest).endswith(".safetensors") else f"{str(dest).rstrip('/')}/{name}.safetensors"
+    if url.startswith(WEB):
+        raise ValueError(f"{url} can only be read from; push to a folder, hf://datasets/owner/repo or a bucket.")
+    with tempfile.TemporaryDirectory() as folder:
+        made = bank.save(Path(folder) / "bank.safetensors")
+        digest = _sha256(made)
+        try:
+            fs, path = fsspec.core.url_to_fs(url)
+            there = fs.exists(path)
+            if not there or force:
+                if "file" in fs.protocol:
+                    bank.save(path)  # renames, so that nobody reads half a file
+                else:
+                    fs.put_file(str(made), path)
+                fs.pipe_file(f"{path}.sha256", f"{digest}  {PurePosixPath(path).name}\n".encode())
+        except Exception as error:  # every file system has its own
+            raise OSError(f"{url} could not be written ({one_line(error)}); check the network, that the repository or "
+                          "bucket exists, and that you may write there (Hugging Face: `hf auth login`).") from error
+    if there and not force and _recorded(url) != digest:
+        raise BankError(f"{url} is there already and is another bank; push under another name, or replace it with --force "
+                        "(force=True).")
+    return url, digest
+
+
+def pull(source: str | Path, *, name: str | None = None, sha256: str | None = None, force: bool = False,
+         progress: bool = False) -> Path:
+    """Fetch a bank into the cache folder, where `FeatureBank.load(name, backbone)` finds it; returns the path.
+
+    source: a bank's path or address (`hf://datasets/owner/repo/NAME.safetensors`, `https://…`, whatever fsspec can open), or
+    a folder with one bank. name: what to call it; the file's name by default. sha256: what the file must have; by default
+    what `SOURCE.sha256` says, if that is there. The tensors are checked against the bank's own hash in any case.
+    Raises BankError if a hash does not match, or if another bank has that name, unless with `force`; FileNotFoundError;
+    OSError if the source cannot be read. Nothing is left behind then.
+    """
+    url = _only_bank(str(source))
+    name = name or PurePosixPath(urlsplit(url).path).name.removesuffix(".safetensors")
+    expected = _digest(sha256, "sha256 (--sha256)") if sha256 else None
+    folder = cache_folder() / "banks"
+    partial = folder / f"{os.getpid()}.partial"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        found, expected = _fetch(url, partial, progress), expected or _recorded(url)
+        if expected and found != expected:
+            raise BankError(f"{url} has the SHA-256 {found[:12]}… where {expected[:12]}… was expected, so it is another "
+                            "file or was changed on the way; pull again, or ask whoever shared it.")
+        try:
+            bank = FeatureBank.load(partial)
+        except BankError as error:
+            raise BankError(str(error).replace(str(partial), url)) from error
+        place = cache_place(name, bank.backbone)
+        if place.exists() and not force and _sha256(place) != found:
+            raise BankError(f"{place} is there already and is another bank; pull under another --name (name=…), or replace "
+                            "it with --force (force=True).")
+        place.parent.mkdir(exist_ok=True)
+        return partial.replace(place)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _fetch(url: str, target: Path, progress: bool) -> str:
+    """Write what is at `url` to a file; returns its SHA-256."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    digest = hashlib.sha256()
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn(), TextColumn("left")
+    with Progress(*columns, disable=not progress) as bar:
+        task = bar.add_task(PurePosixPath(url).name, total=None)
+        chunks = _chunks(url, lambda size: bar.update(task, total=size))
+        try:
+            with target.open("wb") as file:
+                for chunk in chunks:
+                    digest.update(chunk)
+                    file.write(chunk)
+                    bar.advance(task, len(chunk))
+        except OSError as error:
+            if error.errno is None:  # our own sentence, from `_chunks`
+                raise
+            raise OSError(f"{target.parent} could not be written to ({one_line(error)}); free some space there and pull "
+                          "again.") from error
+    return digest.hexdigest()
+
+
+def _chunks(url: str, tell_size: Callable[[int | None], None] = lambda size: None) -> Iterator[bytes]:
+    """The bytes at an address. Raises FileNotFoundError, or OSError for whatever else is wrong, as one sentence."""
+    try:
+        with _open(url) as file:
+            tell_size(getattr(file, "length", None) or getattr(file, "size", None))
+            while chunk := file.read(CHUNK):
+                yield chunk
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"There is no {url}, or it needs a login (Hugging Face: `hf auth login`); check the address."
+                                ) from error
+    except ImportError as error:
+        raise OSError(f"{url} needs a package that is not installed ({one_line(error)}); install it.") from error
+    except Exception as error:  # every file system has its own
+        raise OSError(f"{url} could not be read ({one_line(error)}); check the network and the address, or ask for the file "
+                      "and pull it from a folder.") from error
+
+
+def _open(url: str):
+    if not url.startswith(WEB):
+        import fsspec
+        return fsspec.open(url, "rb").open()
+    from urllib.error import HTTPError
+    from urllib.request import urlopen  # fsspec's own needs another package for this
+    try:
+        return urlopen(url, timeout=60)
+    except HTTPError as error:
+        if error.code in (403, 404, 410):  # a bucket without listing says 403 of what is not there
+            raise FileNotFoundError(url) from error
+        raise
+
+
+def _only_bank(url: str) -> str:
+    """The address of a bank: `url` itself, or the one bank in that folder."""
+    if url.startswith(WEB) or url.endswith(".safetensors"):
+        return url
+    import fsspec
+    try:
+        fs, path = fsspec.core.url_to_fs(url)
+        found = sorted(p for p in fs.ls(path, detail=False) if p.endswith(".safetensors"))
+    except Exception as error:
+        raise OSError(f"{url} could not be listed ({one_line(error)}); check the network, and give the address of a bank, "
+                      "which ends in .safetensors, or of a folder.") from error
+    if len(found) != 1:
+        names = ", ".join(PurePosixPath(p).name for p in found[:20]) or "none"
+        raise BankError(f"{url} holds {len(found)} banks ({names}); give the address of one.")
+    return fs.unstrip_protocol(found[0])
+
+
+def _recorded(url: str) -> str | None:
+    """The SHA-256 that the file beside a bank gives; None if there is none."""
+    parts = urlsplit(url)
+    beside = parts._replace(path=f"{parts.path}.sha256").geturl() if url.startswith(WEB) else f"{url}.sha256"
+    try:
+        words = next(_chunks(beside), b"").decode(errors="replace").split()
+    except FileNotFoundError:
+        return None
+    return _digest(words[0] if words else "", beside)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(text: str, where: str) -> str:
+    if not re.fullmatch("[0-9a-fA-F]{64}", text):
+        raise ValueError(f"{where} must be a SHA-256, 64 hexadecimal digits; got '{text[:80]}'.")
+    return text.lower()

@@ -1,0 +1,161 @@
+"""Your own folder of pictures."""
+import json
+from collections import Counter
+
+import pytest
+
+from clip_adapter_lite.banks import SPLITS
+from clip_adapter_lite.datasets import load_dataset
+
+
+def touch(root, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def fill(root, folder: str, many: int, suffix: str = ".jpg") -> None:
+    touch(root, *(f"{folder}/{n:03}{suffix}" for n in range(many)))
+
+
+def sizes(data) -> tuple:
+    return tuple(len(data.splits[part]) for part in SPLITS)
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Ten pictures of each of two classes, in folders of their names."""
+    fill(tmp_path / "my pets", "grey_cat", 10, ".JPG")
+    fill(tmp_path / "my pets", "dog", 10, ".webp")
+    return tmp_path / "my pets"
+
+
+@pytest.fixture
+def parted(tmp_path):
+    """The same in a train folder."""
+    fill(tmp_path / "pets", "train/grey_cat", 10)
+    fill(tmp_path / "pets", "train/dog", 10)
+    return tmp_path / "pets"
+
+
+def test_folders_of_classes_are_split_by_coops_rule_and_named_after_the_folder(root):
+    data = load_dataset("folder", root)
+    assert (data.name, data.classnames, sizes(data)) == ("my pets", ("dog", "grey cat"), (10, 4, 6))
+    assert all(path.parent.name == ("dog", "grey_cat")[label] for part in SPLITS for path, label in data.splits[part])
+    assert data.protocol == "one folder a class, split 50/20/30, by hash, seed 1"
+    assert load_dataset("folder", root, seed=2).splits != data.splits == load_dataset("folder", root).splits
+
+
+def test_hidden_files_other_files_and_loose_pictures_are_not_part_of_it(root):
+    touch(root, "dog/.hidden.jpg", "dog/notes.txt", ".git/x.jpg", "cover.jpg", "dog/Thumbs.db")
+    assert sizes(load_dataset("folder", root)) == (10, 4, 6)
+
+
+def test_pictures_in_subfolders_belong_to_their_class(root):
+    fill(root, "dog/holidays/2024", 10)
+    data = load_dataset("folder", root)
+    assert Counter(label for part in SPLITS for _, label in data.splits[part]) == {0: 20, 1: 10}
+
+
+def test_a_class_called_train_is_a_class(tmp_path):
+    for name in ("bus", "train", "test"):
+        fill(tmp_path, name, 5)
+    assert load_dataset("folder", tmp_path).classnames == ("bus", "test", "train")
+
+
+@pytest.mark.parametrize("others, expected, protocol", [
+    ((), (10, 4, 6), "own train folder, split 50/20/30, by hash, seed 1"),
+    (("test",), (16, 4, 6), "own train and test folders, a fifth of train for validation, by hash, seed 1"),
+    (("val",), (16, 4, 6), "own train and val folders, val as test, a fifth of train for validation, by hash, seed 1"),
+    (("val", "test"), (20, 6, 6), "own train, val and test folders"),
+])
+def test_what_is_not_given_comes_from_train(others, expected, protocol, parted):
+    for part in others:
+        fill(parted, f"{part}/dog", 2)
+        fill(parted, f"{part}/grey_cat", 4)
+    data = load_dataset("folder", parted)
+    assert (sizes(data), data.protocol, data.classnames) == (expected, protocol, ("dog", "grey cat"))
+    assert {path.relative_to(parted).parts[0] for path, _ in data.splits["test"]} == {others[-1] if others else "train"}
+    assert {path.relative_to(parted).parts[0] for path, _ in data.splits["train"]} == {"train"}
+    chosen = [path for part in SPLITS for path, _ in data.splits[part]]
+    assert len(chosen) == len(set(chosen)) == sum(expected)
+
+
+def test_a_class_may_be_without_test_pictures_but_not_without_training_pictures(parted, expect_refused):
+    fill(parted, "test/dog", 3)
+    assert {label for _, label in load_dataset("folder", parted).splits["test"]} == {0}
+    fill(parted, "test/newt", 3)
+    with expect_refused("has pictures of 'newt', which train has none of"):
+        load_dataset("folder", parted)
+
+
+def test_names_come_from_classes_json(root):
+    (root / "classes.json").write_text(json.dumps({"grey_cat": "a cat, grey"}), encoding="utf-8")
+    assert load_dataset("folder", root).classnames == ("dog", "a cat, grey")
+
+
+@pytest.mark.parametrize("text, said", [
+    ('{"cat": "cat"}', "names 'cat', which is no class folder with pictures; the folders are 'dog', 'grey_cat'"),
+    ('{"dog": 3}', 'must hold {"folder": "class name", …}'), ('{"dog": " "}', "must hold"), ('["dog"]', "must hold"),
+    ("dog", "is not JSON"), ('{"dog": "grey cat"}', "two classes are called 'grey cat'"),
+])
+def test_a_wrong_classes_json_is_refused(text, said, root, expect_refused):
+    (root / "classes.json").write_text(text, encoding="utf-8")
+    with expect_refused(said):
+        load_dataset("folder", root)
+
+
+def test_classes_json_is_for_the_classes_of_train_too(parted):
+    (parted / "classes.json").write_text('{"dog": "hound"}', encoding="utf-8")
+    assert load_dataset("folder", parted).classnames == ("hound", "grey cat")
+
+
+def test_a_folder_without_pictures_is_refused(tmp_path, expect_refused):
+    touch(tmp_path, "loose.jpg")
+    with expect_refused("has no pictures in class folders; put pictures in ROOT/<class>/, or in ROOT/train/<class>/"):
+        load_dataset("folder", tmp_path)
+    touch(tmp_path, "dog/a.heic")
+    with expect_refused("has no pictures in class folders"):
+        load_dataset("folder", tmp_path)
+
+
+def test_a_class_without_pictures_is_refused_or_left_out(root, expect_refused):
+    touch(root, "newt/a.heic")
+    with expect_refused("has no pictures of 'newt'; add some (.jpg, .jpeg, "):
+        load_dataset("folder", root)
+    assert load_dataset("folder", root, allow_missing=True).classnames == ("dog", "grey cat")
+
+
+def test_one_class_is_refused(tmp_path, expect_refused):
+    fill(tmp_path, "dog", 9)
+    with expect_refused("has pictures of one class only, 'dog'"):
+        load_dataset("folder", tmp_path)
+
+
+def test_too_few_pictures_to_split_are_refused_with_the_class(root, expect_refused):
+    fill(root, "newt", 3)
+    with expect_refused("Class 'newt' has 3 pictures, and at least 4 are needed"):
+        load_dataset("folder", root)
+    fill(root, "newt", 4)
+    data = load_dataset("folder", root)
+    assert all(2 in {label for _, label in data.splits[part]} for part in SPLITS)
+
+
+def test_folders_beside_train_that_would_be_overlooked_are_refused(parted, expect_refused):
+    touch(parted, "documents/readme.txt")  # no pictures, no harm
+    assert sizes(load_dataset("folder", parted)) == (10, 4, 6)
+    fill(parted, "valid/dog", 3)
+    with expect_refused("holds pictures in 'valid' beside train; only train, val and test are read"):
+        load_dataset("folder", parted)
+
+
+def test_test_without_train_is_refused(tmp_path, expect_refused):
+    fill(tmp_path, "test/dog", 3)
+    with expect_refused("has a folder test with classes but no folder train"):
+        load_dataset("folder", tmp_path)
+
+
+def test_a_test_folder_of_empty_classes_is_refused(parted, expect_refused):
+    (parted / "test/dog").mkdir(parents=True)
+    with expect_refused("has class folders but no pictures"):
+        load_dataset("folder", parted)
