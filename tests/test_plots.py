@@ -78,7 +78,7 @@ def test_another_backbone_is_named_and_one_seed_has_no_bars():
 
 def test_a_method_keeps_its_colour_and_all_differ():
     unknown = [f"mine {i}" for i in range(6)]
-    colours = plots._colours([*METHODS[:3], *unknown])
+    colours = plots.colours_of([*METHODS[:3], *unknown])
     assert len({to_hex(c) for c in colours.values()}) == len(plots.COLOURS) + 6
     assert {m: colours[m] for m in plots.COLOURS} == plots.COLOURS
     for methods in (METHODS, METHODS[2:], METHODS[::-1]):

@@ -1,0 +1,76 @@
+"""The feature space: how well classes are separated, in numbers and in two dimensions (paper, section 4.4)."""
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from .banks import BankError
+from .methods import Classifier
+
+
+def manifold_measures(features, labels, k: int = 10) -> dict[str, float]:
+    """How well classes are separated in the original space: of features [N, D], brought to unit length, and labels [N].
+
+    silhouette: the mean silhouette with cosine distances, in [-1, 1] (Rousseeuw 1987).
+    fisher: trace of the between-class scatter over that of the within-class scatter, from 0 up.
+    purity: the mean share of a point's k nearest neighbours (by cosine, itself left out) that have its label, in [0, 1].
+    Raises ValueError on shapes that do not fit, fewer than two classes or no more classes than points, or k over N - 1.
+    """
+    import numpy
+    from sklearn.metrics import silhouette_score
+    from sklearn.neighbors import NearestNeighbors
+    x, y = _unit(features), numpy.asarray(labels)
+    classes = len(numpy.unique(y))
+    if y.shape != (len(x),) or not 2 <= classes < len(x):
+        raise ValueError(f"Expected N labels of at least two classes, and fewer classes than the N = {len(x)} features; got "
+                         f"labels of shape {list(y.shape)} and {classes} classes.")
+    if not 1 <= k < len(x):
+        raise ValueError(f"k must be from 1 to {len(x) - 1}, the number of other points; got {k}.")
+    means = {label: x[y == label].mean(0) for label in numpy.unique(y)}
+    own = numpy.stack([means[label] for label in y])
+    between, within = ((own - x.mean(0)) ** 2).sum(), ((x - own) ** 2).sum()
+    neighbours = NearestNeighbors(n_neighbors=k, metric="cosine").fit(x).kneighbors(return_distance=False)
+    return {"silhouette": float(silhouette_score(x, y, metric="cosine")), "fisher": float(between / max(within, 1e-12)),
+            "purity": float((y[neighbours] == y[:, None]).mean())}
+
+
+def tsne(features, perplexity: float = 30, seed: int = 0):
+    """t-SNE of features [N, D] as an array [N, 2]: cosine distances, started from their first two principal components.
+
+    One protocol for all that is compared (van der Maaten and Hinton 2008): only features, perplexity and seed differ.
+    Distances between groups, and how large a group is, mean nothing; see `manifold_measures`.
+    Raises ValueError unless 0 < perplexity < N.
+    """
+    from sklearn.manifold import TSNE
+    x = _unit(features)
+    if not 0 < perplexity < len(x):
+        raise ValueError(f"perplexity must be above 0 and below the number of points, {len(x)}; got {perplexity}.")
+    return TSNE(perplexity=perplexity, metric="cosine", init="pca", random_state=seed).fit_transform(x)
+
+
+@torch.no_grad()
+def fitted_features(classifier: Classifier, features: Tensor) -> Tensor:
+    """What a fitted classifier compares with its classifier weights, at unit length: [N, D] of features [N, D].
+
+    f* of a CLIP-Adapter with a visual branch (paper, equation of the residual blend); f itself of one without, and of
+    zero-shot and CoOp, which change W alone. Raises BankError for features of another width.
+    """
+    head = classifier.head
+    while hasattr(head, "head"):  # a transferred classifier wraps the fitted one
+        head = head.head
+    if features.ndim != 2 or features.shape[1] != head.width:
+        raise BankError(f"fitted_features() takes features of shape [N, {head.width}], the width this classifier was fitted "
+                        f"on; got {list(features.shape)}.")
+    f = features.to(next(head.buffers()))
+    if getattr(head, "visual", None) is not None:
+        alpha = head.alphas(f)
+        f = normalize(f, dim=-1) if head.normalize == "before" else f
+        f = alpha * head.visual(f) + (1 - alpha) * f
+    return normalize(f, dim=-1)
+
+
+def _unit(features):
+    """Features [N, D] at unit length, as a float64 array. Raises ValueError for other shapes, NaN or a row of zeros."""
+    x = torch.as_tensor(features).detach().cpu().double()
+    if x.ndim != 2 or not torch.isfinite(x).all() or not x.any(1).all():
+        raise ValueError(f"Expected features of shape [N, D], finite and none of them all zero; got shape {list(x.shape)}.")
+    return normalize(x, dim=-1).numpy()
