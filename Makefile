@@ -2,8 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 TIMED = @bash tests/timed.sh
+PYTEST = $(BIN)/python -m pytest -q
+CHECKED = clip_adapter_lite notebooks solutions tests
 
-.PHONY: setup demo test test-fast bench reference lab clean
+.PHONY: setup browser demo test test-fast bench reference notebooks exercises grade lab clean
 
 setup: .venv/ready
 
@@ -13,16 +15,23 @@ setup: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
 	touch $@
 
+browser:  # Chromium for the widgets' tests, where it is missing and may be installed; without it they skip and say so
+	@command -v chromium chromedriver >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium chromium-driver \
+		>/dev/null; } || echo "No chromium and chromium-driver, and they could not be installed: the browser tests will skip."
+
 demo: setup  ## the main job: four methods on three bundled banks, under five minutes on two cores
 	$(BIN)/clip-adapter-lite compare
 
 test-fast: setup  ## no notebooks, browser or grader; under five minutes
-	$(TIMED) lint $(BIN)/ruff check clip_adapter_lite tests
-	$(TIMED) unit-tests $(BIN)/python -m pytest -q -m "not slow" --durations=5
+	$(TIMED) lint $(BIN)/ruff check $(CHECKED)
+	$(TIMED) unit-tests $(PYTEST) -m "not slow and not notebook and not browser and not grader" --durations=5
 
-test: setup  ## everything
-	$(TIMED) lint $(BIN)/ruff check clip_adapter_lite tests
-	$(TIMED) tests $(BIN)/python -m pytest -q --durations=10
+test: setup browser  ## everything; under forty minutes
+	$(TIMED) lint $(BIN)/ruff check $(CHECKED)
+	$(TIMED) unit-tests $(PYTEST) -m "not notebook and not browser and not grader" --durations=10
+	$(TIMED) notebooks $(PYTEST) -m notebook --durations=5
+	$(TIMED) browser $(PYTEST) -m browser
+	$(TIMED) grader $(PYTEST) -m grader --durations=5
 	$(TIMED) wheel bash tests/wheel.sh $(BIN)/python
 
 bench: setup  ## speed as ratios: a table, and results/bench.json
@@ -30,6 +39,15 @@ bench: setup  ## speed as ratios: a table, and results/bench.json
 
 reference: setup  ## the committed reference results, again: resumable, about half an hour on two cores
 	$(BIN)/python -m clip_adapter_lite.bundled.reference
+
+notebooks: setup  ## the notebooks from notebooks/src, executed: a few minutes
+	$(BIN)/python notebooks/build.py
+
+exercises: setup  ## the nbgrader sources and the hand-out from solutions/src
+	$(BIN)/python solutions/build.py
+
+grade: setup  ## make grade SUBMITTED=dir: scores and feedback for a folder of submissions
+	$(BIN)/python solutions/grade.py $(SUBMITTED)
 
 lab: setup  ## open JupyterLab
 	$(BIN)/jupyter lab --notebook-dir=. $(if $(filter 0,$(shell id -u)),--allow-root)  # Jupyter refuses root without it

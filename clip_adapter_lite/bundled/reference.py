@@ -51,6 +51,7 @@ def main(
 ):
     """Compute the reference results and write them beside the bundled banks."""
     banks = [FeatureBank.load(name) for name in list_banks() if (BUNDLED / "banks" / f"{name}.safetensors").exists()]
+    banks.sort(key=lambda bank: len(bank.classnames))  # the slowest last, so that there is much to look at early
     log = work.with_suffix(".commits")  # a resumed table may hold rows of several commits, and says so
     before = log.read_text(encoding="utf-8").split() if log.exists() and work.exists() else []
     runs = first_runs(banks)
@@ -59,7 +60,7 @@ def main(
     rows = execute(runs, results, jobs=jobs, progress=True)
     more = further_runs(runs, rows)
     runs, rows = runs + more, rows + execute(more, results, jobs=jobs, progress=True)
-    places = [[bank.dataset for bank in banks], list(METHODS)]
+    places = [list_banks(), list(METHODS)]
     order = sorted(range(len(runs)), key=lambda i: (places[0].index(runs[i].bank.dataset),
                                                    places[1].index(runs[i].method.label), runs[i].shots, runs[i].seed))
     partial = TABLE.with_suffix(".partial")
