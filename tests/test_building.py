@@ -366,6 +366,23 @@ def test_the_batch_is_halved_until_it_fits_and_stays_so():
     assert backbone.batches == [2] * 10 and told == [8, 8, 4]
 
 
+def test_for_a_gpu_a_batch_is_pinned_whole_and_goes_over_as_bytes(monkeypatch):
+    """There is no GPU here, so what a batch goes through is written down instead."""
+    steps, to = [], torch.Tensor.to
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: steps.append(("pinned", self.dtype, len(self))) or self)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, *args, **options: steps.append(("sent", self.dtype, args, options))
+                        or self if torch.device("cuda") in args else to(self, *args, **options))
+    tensor = torch.tensor
+    monkeypatch.setattr(torch, "tensor", lambda values, device=None, **options: tensor(values, **options))
+    encoder = building.Encoder(Eye(), views=2)
+    pixels = [encoder.pixels(blurred(i), i) for i in range(3)]
+    wanted = encoder.features(pixels)
+    assert not steps
+    monkeypatch.setattr(Eye, "device", torch.device("cuda"))
+    assert torch.equal(encoder.features(pixels), wanted)
+    assert steps == [("pinned", torch.uint8, 6), ("sent", torch.uint8, (torch.device("cuda"),), {"non_blocking": True})]
+
+
 def test_a_device_that_holds_no_picture_is_said_to_be_too_small(expect_refused):
     backbone = Small()
     backbone.holds = 0

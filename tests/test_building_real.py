@@ -85,22 +85,27 @@ def test_build_fit_and_predict_with_a_checkpoint(name, preprocess, dataset, tmp_
     shared_backbone.cache_clear()
 
 
-def test_the_zero_shot_accuracy_of_textures_built_from_coops_files_is_the_bundled_ones(tmp_path):
+@pytest.mark.parametrize("name, images, split, bundled, tests, options, said", [
+    ("caltech101", "caltech-101/101_ObjectCategories", "split_zhou_Caltech101.json", "caltech101", 2465, [], ""),
+    ("dtd", "dtd/images", "split_zhou_DescribableTextures.json", "dtd10", 360, ["--allow-missing"],
+     "10 of 47 classes there")])
+def test_the_zero_shot_accuracy_of_a_bank_built_from_coops_files_is_the_bundled_ones(
+        name, images, split, bundled, tests, options, said, tmp_path):
     """Real pictures and CoOp's real split file. Only the test split: the bundled bank caps the training pictures."""
-    images, split = SHARED / "dtd/images", SHARED / "coop-splits/split_zhou_DescribableTextures.json"
-    if not (images.is_dir() and split.is_file()):
+    if not ((SHARED / images).is_dir() and (SHARED / "coop-splits" / split).is_file()):
         pytest.skip(f"the folder of real pictures is not there: {SHARED}")
-    (tmp_path / "dtd").mkdir()
-    (tmp_path / "dtd/images").symlink_to(images)
-    (tmp_path / "dtd" / split.name).symlink_to(split)
-    out = tmp_path / "dtd.safetensors"
-    done = CliRunner().invoke(cli.app, ["build", "--dataset", "dtd", "--root", str(tmp_path), "--allow-missing", "--out",
-                                        str(out), "--cap-train", "1", "--cap-val", "1"], catch_exceptions=False)
+    place = tmp_path / images
+    place.parent.mkdir()
+    place.symlink_to(SHARED / images)
+    (place.parent / split).symlink_to(SHARED / "coop-splits" / split)
+    out = tmp_path / f"{name}.safetensors"
+    done = CliRunner().invoke(cli.app, ["build", "--dataset", name, "--root", str(tmp_path), "--out", str(out),
+                                        "--cap-train", "1", "--cap-val", "1", *options], catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    built, bundled = cal.FeatureBank.load(out), cal.FeatureBank.load("dtd10")
-    assert built.classnames == bundled.classnames and len(built.splits["test"]) == 360
+    built, bundled = cal.FeatureBank.load(out), cal.FeatureBank.load(bundled)
+    assert built.classnames == bundled.classnames and len(built.splits["test"]) == tests
     assert built.meta["preprocessing"] == bundled.meta["preprocessing"]
-    assert "10 of 47 classes there" in built.meta["protocol"] and "train ≤ 1 a class" in built.meta["protocol"]
+    assert said in built.meta["protocol"] and "train ≤ 1 a class" in built.meta["protocol"]
 
     def accuracy(bank):
         episode = bank.episode(1)

@@ -1,7 +1,8 @@
-"""`build`, `push` and `pull` as typed, and what `FeatureBank.load` says and does about a bank that is not there."""
+"""`datasets`, `build`, `push` and `pull` as typed, and what `FeatureBank.load` says about a bank that is not there."""
 import re
 import shlex
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import clip_adapter_lite as cal
 from clip_adapter_lite import FeatureBank, building, cli, datasets
 
 OPTIONS = {
+    "datasets": ["root"],
     "build": ["dataset", "root", "backbone", "tag", "out", "views", "preprocess", "template", "raw-average", "download",
               "allow-missing", "skip-unreadable", "cap-train", "cap-val", "seed", "batch", "workers", "force"],
     "push": ["backbone", "force"], "pull": ["sha256", "name", "force"]}
@@ -22,7 +24,8 @@ OPTIONS = {
 @pytest.fixture(autouse=True)
 def wide(monkeypatch):
     """A terminal that breaks no line."""
-    monkeypatch.setattr(cli.banks, "console", Console(width=250))
+    for part in (cli.banks, cli.datasets):
+        monkeypatch.setattr(part, "console", Console(width=250))
 
 
 @pytest.fixture(autouse=True)
@@ -67,6 +70,48 @@ def root(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (6, 4, 3), dtype=np.uint8)).save(path)
     return tmp_path / "my pets"
+
+
+# ── which datasets there are ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_every_file_of_commands_enters_the_application():
+    folder = Path(cli.__file__).parent
+    imported = re.search(r"^from \. import (.+?)  #", Path(cli.__file__).read_text(), flags=re.M)[1].split(", ")
+    assert set(imported) == {path.stem for path in folder.glob("*.py") if "@app.command" in path.read_text()}
+
+
+def test_the_datasets_are_listed_with_what_has_to_be_done_for_them(run):
+    said = run("datasets")
+    for name, facts in datasets.TABLE.items():
+        sizes = "/".join(map(str, facts["splits"].values())) if facts["splits"] else ""
+        row = " ".join(f"{name} {facts['classes'] or ''} {sizes} {facts['size']}".split())
+        automatic = name in datasets.official.DOWNLOADS and name != "sun397" or "archive" in facts
+        assert f"{row} {'--download' if automatic else '' if name == 'folder' else 'by hand'}".strip() in said
+
+
+@pytest.mark.parametrize("name", datasets.TABLE)
+def test_all_that_is_known_of_one_is_shown(run, name, monkeypatch):
+    monkeypatch.setattr(cli.datasets, "console", Console(width=999))
+    said, facts = run("datasets", name), datasets.TABLE[name]
+    assert all(facts[key] in said for key in ("title", "licence", "source", "by_hand", "size"))
+    assert all(text in said for text in (*facts["templates"], *(f"ROOT/{folder}" for folder in facts["folders"])))
+    assert "there?" not in said
+    assert ("CoOp's split │ ROOT/" in said) == (f"│ ROOT/{facts['split_json']} │" in said) == bool(facts["split_json"])
+    assert f"build --dataset {name} --root ROOT" in said
+
+
+def test_a_root_is_looked_through(run, fails, tmp_path):
+    for folder in ("dtd/images", "eurosat/2750", "dtd/labels"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / datasets.TABLE["dtd"]["split_json"]).touch()
+    said = run("datasets", "--root", tmp_path)
+    assert "2820/1128/1692 0.6 GB with CoOp's split" in said and "13500/5400/8100 0.1 GB yes" in said
+    assert "2944/736/3669 0.8 GB --download" in said and "2 GB by hand" in said
+    assert "│ there? │ yes │" in run("datasets", "eurosat", "--root", tmp_path)
+    assert "│ there? │ no │" in run("datasets", "oxford_pets", "--root", tmp_path)
+    assert "Unknown dataset 'cats'; give one of imagenet, " in fails("datasets", "cats")
+    assert f"No folder {tmp_path}/none" in fails("datasets", "--root", tmp_path / "none")
 
 
 # ── build ─────────────────────────────────────────────────────────────────────────────────────────────────────

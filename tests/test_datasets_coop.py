@@ -53,7 +53,10 @@ def same_files(data, rows, *parts: str) -> bool:
 
 # ── the real files ────────────────────────────────────────────────────────────────────────────────────────────
 
-@pytest.mark.parametrize("name", REAL)
+SLOW = {"eurosat": pytest.mark.slow}  # 27 000 files
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW.get(name, ())) for name in REAL])
 def test_a_real_split_file_gives_its_counts_names_and_rows(name, tmp_path):
     rows = real_rows(name)
     images = tmp_path / TABLE[name]["folders"][-1] / TABLE[name]["images"]  # where torchvision puts pictures
@@ -84,7 +87,7 @@ def test_caltech101_and_dtd_on_the_real_pictures(tmp_path):
     assert data.protocol.endswith("; 4440 missing pictures left out, 10 of 47 classes there")
 
 
-@pytest.mark.parametrize("name", ["caltech101", "eurosat"])
+@pytest.mark.parametrize("name", ["caltech101", pytest.param("eurosat", marks=SLOW["eurosat"])])
 def test_without_the_file_the_folders_give_the_same_classes(name, tmp_path):
     rows = real_rows(name)
     images = tmp_path / TABLE[name]["folders"][0] / TABLE[name]["images"]

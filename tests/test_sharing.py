@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from clip_adapter_lite import FeatureBank
-from clip_adapter_lite.sharing import pull, push
+from clip_adapter_lite import FeatureBank, pull, push
 
 NAME = "cats.safetensors"
 

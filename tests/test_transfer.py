@@ -7,8 +7,8 @@ import torch
 from conftest import expect_refusal, make_bank
 
 import clip_adapter_lite as cal
-from clip_adapter_lite import FeatureBank, Split
-from clip_adapter_lite.transfer import base_and_new, shifted, transfer
+from clip_adapter_lite import FeatureBank, Split, base_and_new, transfer
+from clip_adapter_lite.transfer import shifted
 
 BRANCHES = [dict(branch="visual", alpha=0.6), dict(branch="text", beta=0.3), dict(branch="both", alpha=0.4, beta=0.7)]
 HEADS = [cal.ZeroShot(), cal.LinearProbe(C=1.0), cal.TipAdapter(alpha=2.0, beta=5.0),

@@ -2,7 +2,7 @@
 from rich.console import Console
 from rich.markup import escape
 
-from . import banks, studies, using  # noqa: F401  (their commands enter the application, in this order)
+from . import banks, datasets, reproduce, studies, using  # noqa: F401  (their commands enter the application)
 from .app import app
 
 

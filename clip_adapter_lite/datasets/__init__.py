@@ -13,7 +13,8 @@ from .coop import read_split
 from .fashion_mnist import fashion_mnist
 from .folder import own_folder
 
-__all__ = ["TABLE", "ImageDataset", "fashion_mnist", "load_dataset", "names", "split_by_hash", "template_set"]
+__all__ = ["TABLE", "ImageDataset", "downloadable", "fashion_mnist", "load_dataset", "names", "place", "split_by_hash",
+           "template_set"]
 
 # By name. folders: where it may lie under the root, CoOp's place first; images: a folder in there that shows that it is
 # there, and that CoOp's rows are relative to; split_json: where CoOp's file lies; splits: its sizes, or those without one.
@@ -26,6 +27,19 @@ SEVEN = ("itap of a {}.", "a bad photo of the {}.", "a origami {}.", "a photo of
 def names() -> list[str]:
     """The datasets that `load_dataset` knows, the paper's eleven first; "folder" is your own pictures."""
     return list(TABLE)
+
+
+def downloadable(name: str) -> bool:
+    """Whether there is an address that download=True (--download) can fetch it from."""
+    alive = name in official.DOWNLOADS and name != "sun397"  # torchvision's address is dead, but asked, should it come back
+    return alive or "archive" in TABLE[name]
+
+
+def place(name: str, root: Path) -> tuple[Path | None, bool]:
+    """Where a dataset lies under the root (None if it does not), and whether CoOp's split file is in place."""
+    facts = TABLE[name]
+    folder = next((root / f for f in facts["folders"] if (root / f / facts["images"]).is_dir()), None)
+    return folder, bool(facts["split_json"]) and (root / facts["split_json"]).is_file()
 
 
 def template_set(name: str) -> tuple[str, ...]:
@@ -59,15 +73,16 @@ def load_dataset(name: str, root: str | Path, *, download: bool = False, allow_m
         classnames, splits, protocol = own_folder(root, seed, allow_missing)
         about["name"] = root.resolve().name or name
         return ImageDataset(**about, classnames=classnames, splits=splits, protocol=protocol)
-    folder = _place(facts, root)
+    folder, coops = place(name, root)
     if folder is None and download:
         _download(name, root)
-        folder = _place(facts, root)
+        folder, coops = place(name, root)
     if folder is None:
         raise FileNotFoundError(f"{facts['title']} is not in {root} (looked for {', '.join(facts['folders'])}); give the "
                                 f"folder above it as --root (root=…), or {_how(name)}.")
-    split, listed = facts["split_json"] and root / facts["split_json"], True
-    if split and split.is_file():
+    listed = True
+    if coops:
+        split = root / facts["split_json"]
         classnames, splits = read_split(split, folder / facts["images"])
         protocol = f"CoOp's {split.name}"
     else:
@@ -82,14 +97,9 @@ def load_dataset(name: str, root: str | Path, *, download: bool = False, allow_m
     return ImageDataset(**about, classnames=classnames, splits=splits, protocol=f"{protocol}; {note}" if note else protocol)
 
 
-def _place(facts: dict, root: Path) -> Path | None:
-    return next((root / f for f in facts["folders"] if (root / f / facts["images"]).is_dir()), None)
-
-
 def _how(name: str) -> str:
     by_hand = f"by hand: {TABLE[name]['by_hand']}"
-    automatic = name in official.DOWNLOADS or name == "imagenet" or "archive" in TABLE[name]
-    return f"fetch it with download=True (--download), or {by_hand}" if automatic else f"fetch it {by_hand}"
+    return f"fetch it with download=True (--download), or {by_hand}" if downloadable(name) else f"fetch it {by_hand}"
 
 
 def _download(name: str, root: Path) -> None:
