@@ -86,8 +86,8 @@ def expanded(notebook) -> None:
         shorthand = cell.metadata.pop("nbgrader", None)
         if not shorthand:
             if any(marker in cell.source for marker in SOLUTION):
-                raise ValueError(f"the cell that begins {first_line(cell)!r} has a solution's markers, but its metadata does "
-                                 "not say so.")
+                raise ValueError(f"the cell that begins {first_line(cell)!r} has a solution's markers, but its metadata "
+                                 "does not say so.")
             continue
         kind = next((kind for kind in ("solution", "visible", "hidden", "written") if kind in shorthand), "")
         wanted = {kind} if kind == "solution" else {kind, "points"}
