@@ -5,11 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy.io import savemat
+from test_building_resume import Tower
 
 from clip_adapter_lite import datasets
 from clip_adapter_lite.banks import SPLITS
+from clip_adapter_lite.building import build_bank
 from clip_adapter_lite.datasets import TABLE, load_dataset
 
 MODES = ("RGB", "L", "P", "CMYK")  # what the real files come in; the mode goes round with the picture's number
@@ -203,34 +206,45 @@ def test_flowers_without_their_lists_say_what_belongs_there(tmp_path, expect_ref
 
 # ── UCF101 and SUN397 ─────────────────────────────────────────────────────────────────────────────────────────
 
-def test_ucf101s_middle_frames_go_by_the_first_official_list(tmp_path):
+def midframes(folder: Path) -> Path:
     actions = ("ApplyLipstick", "TaiChi", "YoYo")
-    write(tmp_path / "ucf101/ucfTrainTestlist/classInd.txt", *(f"{n} {action}" for n, action in enumerate(actions, 1)))
+    write(folder / "ucfTrainTestlist/classInd.txt", *(f"{n} {action}" for n, action in enumerate(actions, 1)))
     clips = {action: [f"{action}/v_{action}_g{g:02}_c01.avi" for g in range(13)] for action in actions}
-    for label, (folder, names) in enumerate(zip(("Apply_Lipstick", "Tai_Chi", "Yo_Yo"), clips.values())):
+    for label, (called, names) in enumerate(zip(("Apply_Lipstick", "Tai_Chi", "Yo_Yo"), clips.values())):
         for n, clip in enumerate(names):
-            draw(tmp_path / "ucf101/UCF-101-midframes" / folder / f"{Path(clip).stem}.jpg", label, n)
-    write(tmp_path / "ucf101/ucfTrainTestlist/testlist01.txt", *(clip for names in clips.values() for clip in names[:3]))
-    write(tmp_path / "ucf101/ucfTrainTestlist/trainlist01.txt",
+            draw(folder / "UCF-101-midframes" / called / f"{Path(clip).stem}.jpg", label, n)
+    write(folder / "ucfTrainTestlist/testlist01.txt", *(clip for names in clips.values() for clip in names[:3]))
+    write(folder / "ucfTrainTestlist/trainlist01.txt",
           *(f"{clip} {label}" for label, names in enumerate(clips.values(), 1) for clip in names[3:]))
+    return folder / "UCF-101-midframes/Tai_Chi/v_TaiChi_g04_c01.jpg"
+
+
+def test_ucf101s_middle_frames_go_by_the_first_official_list(tmp_path):
+    midframes(tmp_path / "ucf101")
     data = load_dataset("ucf101", tmp_path)
     check(data, 24, 6, 9)
     assert data.classnames == ("Apply_Lipstick", "Tai_Chi", "Yo_Yo") and data.protocol == f"official list 1, {FIFTH}"
     assert {path.name.split("_g")[1][:2] for path, _ in data.splits["test"]} == {"00", "01", "02"}
 
 
+def scenes(folder: Path) -> Path:
+    places = ("/a/abbey", "/a/apartment_building/outdoor", "/p/pub/indoor")
+    write(folder / "ClassName.txt", *places)
+    for label, place in enumerate(places):
+        for n in range(10):
+            draw(folder / f"{place[1:]}/sun_{label}{n}.jpg", label, n)
+    return folder / "a/apartment_building/outdoor/sun_13.jpg"
+
+
 @pytest.mark.parametrize("folder", TABLE["sun397"]["folders"])
 @pytest.mark.parametrize("lists", [True, False])
 def test_sun397_goes_by_its_partition_or_by_the_rule(folder, lists, tmp_path, monkeypatch):
-    places = ("/a/abbey", "/a/apartment_building/outdoor", "/p/pub/indoor")
-    write(tmp_path / folder / "ClassName.txt", *places)
-    for label, place in enumerate(places):
-        for n in range(10):
-            draw(tmp_path / folder / f"{place[1:]}/sun_{label}{n}.jpg", label, n)
+    scenes(tmp_path / folder)
     if lists:  # of the ten pictures, five are for training and four for testing
         for part, numbers in (("Training", range(5)), ("Testing", range(5, 9))):
             write(tmp_path / folder / f"../{part}_01.txt",
-                  *(f"{place}/sun_{label}{n}.jpg" for label, place in enumerate(places) for n in numbers))
+                  *(f"{place}/sun_{label}{n}.jpg" for label, place in
+                    enumerate(("/a/abbey", "/a/apartment_building/outdoor", "/p/pub/indoor")) for n in numbers))
     monkeypatch.setitem(TABLE["sun397"], "pictures", 30)
     data = load_dataset("sun397", tmp_path)
     check(data, *((12, 3, 12) if lists else (15, 6, 9)))
@@ -317,6 +331,90 @@ def test_imagenet_folders_are_named_in_class_order():
     assert len(ids) == len(titles) == 1000 and list(ids) == sorted(ids)
     assert [titles[ids.index(wnid)] for wnid in ("n02123045", "n02504458", "n07753592")] == \
         ["tabby cat", "African bush elephant", "banana"]
+
+
+# ── every one of them into a bank ─────────────────────────────────────────────────────────────────────────────
+
+
+def caltech(folder: Path) -> Path:
+    fill(folder / "101_ObjectCategories", ("Faces", "crocodile head", "lotus"))  # no real one has a space, but it may
+    return folder / "101_ObjectCategories/crocodile head/image_0004.jpg"
+
+
+def by_id(folder: Path) -> Path:
+    fill(folder, IDS, suffix=".JPEG")
+    return folder / "n01443537/image_0004.JPEG"
+
+
+def imagenet(folder: Path) -> Path:
+    by_id(folder / "val")
+    return by_id(folder / "train")
+
+
+def satellite(folder: Path) -> Path:
+    fill(folder, ("Forest", "SeaLake"))
+    return folder / "SeaLake/image_0004.jpg"
+
+
+def own(folder: Path) -> Path:
+    fill(folder, ("grey_cat", "my dog"))
+    return folder / "my dog/image_0004.jpg"
+
+
+TREES = {name: make for name, make, *_ in LISTED} | {"ucf101": midframes, "sun397": scenes, "caltech101": caltech,
+         "eurosat": satellite, "imagenet": imagenet, "folder": own} | dict.fromkeys(
+             ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"), by_id)
+
+
+def upper_case(folder: Path) -> bool:
+    """Rename a picture so that its suffix is in the other case, in the lists too; False where the format has no choice."""
+    listed = [path for path in folder.rglob("*1.txt") if ".jpg" in path.read_text() and "labels" in path.parts]
+    if listed:  # DTD's
+        old = listed[0].read_text().split()[-1]
+        listed[0].write_text(listed[0].read_text().replace(old, old.replace(".jpg", ".JPG")))
+        path = folder / "images" / old
+    elif list(folder.glob("*.txt")) or any((folder / part).is_dir() for part in ("annotations", "meta", "jpg", "devkit",
+                                                                               "ucfTrainTestlist")):
+        return False
+    else:
+        path = next(path for path in sorted(folder.rglob("image_0007.*")))
+    path.rename(path.with_suffix(path.suffix.swapcase()))
+    return True
+
+
+def test_there_is_a_tree_for_every_dataset():
+    assert set(TREES) == set(TABLE)
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_every_dataset_goes_into_a_bank_but_for_its_truncated_picture(name, tmp_path, monkeypatch, no_md5, expect_refused):
+    """Grey-scale, palette and CMYK pictures among them show their label to the tower; one suffix is in the other case."""
+    folder = tmp_path / (TABLE[name]["folders"] or ["."])[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    broken = TREES[name](folder)
+    changed = upper_case(folder)
+    assert changed == (name not in ("oxford_pets", "food101", "fgvc_aircraft", "flowers102", "stanford_cars", "ucf101",
+                                    "sun397"))  # whose lists, or torchvision's reader of them, say .jpg of all
+    truncate(broken)
+    monkeypatch.setitem(TABLE[name], "pictures", 0)  # nothing is missing from folders so small
+    data = load_dataset(name, tmp_path)
+    assert changed == any(path.suffix in (".JPG", ".jpeg") for items in data.splits.values() for path, _ in items)
+    with expect_refused(f"1 pictures could not be read: {broken}; replace", OSError):
+        build_bank(data, Grey(), progress=False)
+    bank = build_bank(data, Grey(), progress=False, skip_unreadable=True)
+    total = sum(len(items) for items in data.splits.values())
+    assert sum(len(split) for split in bank.splits.values()) == total - 1
+    for split in bank.splits.values():
+        assert torch.equal(((split.features[:, 0] - 1) / 20).round().long(), split.labels)
+
+
+class Grey(Tower):
+    """Features that are the mean grey value of the picture, plus one: all zeros would be refused."""
+    def encode_images(self, batch):
+        return batch.flatten(1).mean(1, keepdim=True) * 255 + torch.ones(len(batch), self.width)
+
+    def encode_text(self, texts):
+        return torch.rand(len(texts), self.width) + 1
 
 
 # ── what is not there ─────────────────────────────────────────────────────────────────────────────────────────
