@@ -36,7 +36,7 @@ def train(parameters: Iterable[Tensor], loss: Callable[[int], Tensor], *, steps:
     if optimizer == "sgd":
         stepper = torch.optim.SGD(parameters, lr=rate, momentum=0.9, weight_decay=weight_decay)
     elif optimizer == "adamw":
-        stepper = torch.optim.AdamW(parameters, lr=rate, weight_decay=weight_decay)
+        stepper = torch.optim.AdamW(parameters, lr=rate, weight_decay=weight_decay, fused=True)
     else:
         raise ValueError(f"optimizer must be 'adamw' or 'sgd'; got {optimizer!r}.")
     for step in range(steps):

@@ -249,9 +249,9 @@ def test_ties_in_accuracy_and_cross_entropy_are_decided_by_the_smaller_ratio(gri
     assert clf.alpha == smallest and clf.details["tied"] == 3
 
 
-def test_both_branches_on_val_search_the_pairs_of_every_second_ratio():
+def test_both_branches_on_val_search_the_pairs_of_every_third_ratio():
     episode = toy_episode(noise=1.5)
-    method = adapter(branch="both", steps=5, grid=(0.0, 0.1, 0.3, 0.4, 0.8, 1.0))
+    method = adapter(branch="both", steps=5, grid=(0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 1.0))
     pairs = [{"alpha": a, "beta": b} for a, b in product((0.0, 0.3, 0.8), repeat=2)]
     best, tied = exhaustive(method, episode, pairs)
     clf = method.fit(episode)

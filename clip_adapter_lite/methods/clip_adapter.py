@@ -110,7 +110,8 @@ class CLIPAdapter(Method):
     branch: "visual" (the paper's default), "text" or "both".
     alpha, beta: the residual ratio of the visual and the text branch. A number; "val" trains one adapter for each of
         `grid` and keeps the one with the highest validation accuracy, then the lower validation cross-entropy, then the
-        smaller ratio (with both branches on "val": every pair of every second one of `grid`); "learned" is Q(f, W).
+        smaller ratio (with both branches on "val": every pair of every third one of `grid`, at about the cost of one
+        search); "learned" is Q(f, W).
     reduction: the bottleneck has D / reduction units (paper: 4).
     final_relu: a second ReLU after W2, as in the official code and not in the paper.
     normalize: "after" the blend (official code) or "before" the adapter and not after (LP++, cross-modal adaptation).
@@ -177,7 +178,7 @@ class CLIPAdapter(Method):
     def _pairs(self) -> list[tuple[float | None, float | None]]:
         """The (α, β) to train an adapter for; None stands for a learned ratio and for that of a branch there is not."""
         both = self.branch == "both" and self.alpha == self.beta == "val"
-        searched = self.grid[::2] if both else self.grid
+        searched = self.grid[::3] if both else self.grid
         options = [{"val": searched, "learned": (None,)}.get(ratio, (ratio,)) if self.branch in (branch, "both") else (None,)
                    for branch, ratio in (("visual", self.alpha), ("text", self.beta))]
         return list(product(*options))
