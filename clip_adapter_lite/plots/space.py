@@ -52,7 +52,7 @@ def manifold(panels, labels, classnames, backbone: str | None = None, note: str 
 
 @matplotlib.rc_context(theme())
 def measures(table, backbone: str | None = None) -> Figure:
-    """What `cal.manifold_measures` found, stage by stage: a panel each, a dot per seed, their mean with one deviation.
+    """What `manifold.manifold_measures` found, stage by stage: a panel each, a dot per seed, their mean with one deviation.
 
     table: columns stage, seed, and one or more of silhouette, fisher and purity; higher is better separated in each.
     """

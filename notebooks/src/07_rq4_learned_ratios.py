@@ -262,4 +262,5 @@ for part in parts:
 #
 # ## Exercise
 #
-# Next is assignment 5, *learned ratios* (a coming exercise, in `exercises/`): build Q and see what it learns.
+# Next is [assignment 5, *learned ratios*](../exercises/5_learned_ratios/5_learned_ratios.ipynb): build Q and see what it
+# learns. Then go on to [notebook 08](08_rq5_manifold.ipynb).
