@@ -77,7 +77,7 @@ def execute(notebook, folder: Path, **variables: str) -> None:
     with tempfile.TemporaryDirectory() as empty:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CLIP_ADAPTER_LITE_CACHE": empty, "IPYTHONDIR": empty,
                        **variables}
-        NotebookClient(notebook, timeout=900, kernel_name="python3", record_timing=False,
+        NotebookClient(notebook, timeout=900, startup_timeout=300, kernel_name="python3", record_timing=False,
                        extra_arguments=["--log-level=ERROR"], resources={"metadata": {"path": str(folder)}},
                        ).execute(env=environment)
 

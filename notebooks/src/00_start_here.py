@@ -1,8 +1,9 @@
 # %% [markdown]
 # # 00 · Start here
 #
-# **In your first minute:** click into the grey cell below and press Shift-Enter, and again for each cell that
-# follows. Every cell runs offline on an ordinary laptop. If one fails, the message says what to do.
+# **In your first minute:** click on the first cell below (it may be folded to three dots) and press Shift-Enter. Press it
+# again for each cell that follows, until two photographs have been named. Every cell runs offline on an ordinary laptop.
+# If one fails, the message says what to do.
 #
 # **What you will learn**
 #

@@ -264,5 +264,5 @@ print(f"{found}\nAn ensemble is slightly better: {answer}.")
 #
 # ## Exercise
 #
-# You are ready for the first graded exercise, *zero-shot classification*: [exercises](../exercises/). Then go on to
-# [02 feature banks](02_feature_banks.ipynb).
+# You are ready for the first graded exercise, *[zero-shot
+# classification](../exercises/1_zero_shot/1_zero_shot.ipynb)*. Then go on to [02 feature banks](02_feature_banks.ipynb).

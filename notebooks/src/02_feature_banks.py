@@ -273,5 +273,5 @@ print("Are the paper's numbers flattered? Cannot tell: it does not say where α 
 #
 # ## Exercise
 #
-# The second graded exercise, *episodes and protocol*, asks you to draw episodes yourself and to catch a leak:
-# [exercises](../exercises/). Then build [the adapter](03_the_adapter.ipynb).
+# The second graded exercise, *[episodes and protocol](../exercises/2_episodes/2_episodes.ipynb)*, asks you to draw episodes
+# yourself and to catch a leak. Then build [the adapter](03_the_adapter.ipynb).

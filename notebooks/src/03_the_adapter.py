@@ -29,6 +29,7 @@ from torch.nn.functional import cross_entropy, normalize, relu
 
 import clip_adapter_lite as cal
 from clip_adapter_lite import plots, widgets
+from clip_adapter_lite.curves import training_curve
 from clip_adapter_lite.methods.clip_adapter import CLIPAdapterHead
 
 # %% [markdown]
@@ -180,7 +181,7 @@ print("after 120 steps your logits are the library's, to 1e-9")
 # short, and you have now written their core. Here is the training, looked at on the way.
 
 # %%
-curve = cal.training_curve(cal.CLIPAdapter(alpha=0.2), episode)
+curve = training_curve(cal.CLIPAdapter(alpha=0.2), episode)
 plots.training_curves({"α = 0.2": curve})
 
 # %% [markdown]
@@ -364,4 +365,5 @@ print(f"α searched for each dataset beats a constant 0.2: {searching.get(consta
 #
 # ## Exercise
 #
-# Next is assignment 3, *the adapter* (a coming exercise, in `exercises/`): write it from a blank cell, graded.
+# The third graded exercise, *[the adapter](../exercises/3_adapter/3_adapter.ipynb)*, lets you write it again from a blank
+# cell. Then ask the first research question: [04 RQ1](04_rq1_prompt_tuning.ipynb).

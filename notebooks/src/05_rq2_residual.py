@@ -24,10 +24,11 @@ import pandas
 
 import clip_adapter_lite as cal
 from clip_adapter_lite import plots, widgets
+from clip_adapter_lite.curves import training_curve
 from clip_adapter_lite.datasets import fashion_mnist
 from clip_adapter_lite.finetuning import finetune_text, finetune_visual
 
-banks = [cal.FeatureBank.load(name, BACKBONE) for name in ("pacs-photo", "cifar10", "pacs-cartoon", "dtd10")]
+banks = [cal.FeatureBank.load(name, BACKBONE) for name in ("pacs-photo", "pacs-cartoon", "dtd10")]
 
 # %% [markdown]
 # ## The question
@@ -48,8 +49,8 @@ for reduction in (4, 1):
 #
 # ## With and without
 #
-# What the residual keeps is worth as much as zero-shot CLIP is. So we take two banks where that is good, and two where it is
-# not.
+# What the residual keeps is worth as much as zero-shot CLIP is. So we take a bank where that is much, one in between, and
+# one where it is little.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -67,7 +68,7 @@ grid = {"alpha": ["val", 1.0], "reduction": [4, 1]}
 table = cal.sweep(banks, cal.CLIPAdapter(grid=(0.2, 0.6)), grid, shots, seeds, jobs=2)
 table["method"] = [("no residual" if row.alpha == 1 else "residual") + (", D/4" if row.reduction == 4 else ", no bottleneck")
                    for row in table.itertuples()]
-plots.accuracy_bars(table.drop(columns="reduction"), by="shots", hue="method", columns=2)
+plots.accuracy_bars(table.drop(columns="reduction"), by="shots", hue="method")
 
 # %% [markdown]
 # *Figure: test accuracy of the four settings with 1 and with 16 shots; compare the bars with and without the residual at
@@ -86,8 +87,8 @@ found = {f"{what}\n{name}": cal.paired_bootstrap(rows, a, b)
 plots.differences(found, BACKBONE)
 
 # %% [markdown]
-# *Figure: what each guard adds, in points of test accuracy; right of the line it helps. Four banks and three seeds are
-# few, and such intervals are somewhat too narrow.*
+# *Figure: what each guard adds, in points of test accuracy; right of the line it helps. Three banks and three seeds are
+# few, and such intervals are too narrow.*
 #
 # ## What validation would choose
 #
@@ -111,12 +112,12 @@ plots.ratio_distributions(chosen, "pocket")
 # *Figure: precomputed; the α that validation chose, over twelve banks and all seeds. A bar at the far right would say that
 # the residual is not wanted.*
 #
-# Precomputed numbers should be checked. These rows are run again now and must agree.
+# Precomputed numbers should be checked. A few of these rows are run again now and must agree.
 
 # %%
 # NBVAL_CHECK_OUTPUT
 named = reference[(reference.method.isin(["clip-adapter", "clip-adapter(alpha=0.2)"])) & reference.shots.isin([1, 16])
-                  & reference.dataset.isin(["pacs-cartoon", "rsscn7"]) & (reference.seed == 1)]
+                  & (reference.dataset == "pacs-cartoon") & (reference.seed == 1)]
 if BACKBONE == "pocket":
     again = cal.recompute(named, jobs=2)
     worst = (again.accuracy - again.recomputed).abs().max()
@@ -135,7 +136,7 @@ if BACKBONE == "pocket":
 episode = cal.FeatureBank.load("dtd10", BACKBONE).episode(shots=4, seed=1)
 settings = {"residual (α = 0.2), D/4": dict(alpha=0.2), "no residual, D/4": dict(alpha=1.0),
             "no residual, no bottleneck": dict(alpha=1.0, reduction=1)}
-curves = {name: cal.training_curve(cal.CLIPAdapter(**options), episode) for name, options in settings.items()}
+curves = {name: training_curve(cal.CLIPAdapter(**options), episode) for name, options in settings.items()}
 plots.training_curves(curves)
 
 # %% [markdown]
@@ -150,7 +151,7 @@ plots.training_curves(curves)
 widgets.training_curve_explorer(episode)
 
 # %% [markdown]
-# One bank and one seed are an anecdote. Here is the end of training on all four banks, one shot, three seeds.
+# One bank and one seed are an anecdote. Here is the end of training on all three banks, one shot, three seeds.
 
 # %%
 ends = []
@@ -158,7 +159,7 @@ for bank in banks:
     for seed in seeds:
         task = bank.episode(shots=1, seed=seed)
         for name, options in settings.items():
-            last = cal.training_curve(cal.CLIPAdapter(**options), task, every=120).iloc[-1]
+            last = training_curve(cal.CLIPAdapter(**options), task, every=120).iloc[-1]
             ends.append({"setting": name, "train": last.train, "test": last.test, "gap": last.train - last.test})
 (100 * pandas.DataFrame(ends).groupby("setting", sort=False).mean()).round(1)
 
@@ -174,21 +175,21 @@ for bank in banks:
 # **Predict:** where does it cost more, at α = 0.2 or at α = 1?
 
 # %%
-relu = cal.sweep(banks, cal.CLIPAdapter(), {"alpha": [0.2, 1.0], "final_relu": [False, True]}, [1, 16], seeds, jobs=2)
+relu = cal.sweep(banks, cal.CLIPAdapter(), {"alpha": [0.2, 1.0], "final_relu": [False, True]}, [16], seeds, jobs=2)
 relu["method"] = relu.final_relu.map({True: "second ReLU", False: "one ReLU"})
-plots.accuracy_bars(relu[relu.shots == 16].drop(columns="final_relu"), by="alpha", hue="method", columns=2)
+plots.accuracy_bars(relu.drop(columns="final_relu").rename(columns={"alpha": "α"}), by="α", hue="method")
 
 # %% [markdown]
 # *Figure: 16 shots, with and without the second ReLU, at two ratios; thin lines are one standard deviation
 # over seeds.*
 
 # %%
-cost = {f"second ReLU minus one\nα = {alpha}": cal.paired_bootstrap(relu[relu.alpha == alpha], "second ReLU", "one ReLU")
+cost = {f"a second ReLU,\nα = {alpha}": cal.paired_bootstrap(relu[relu.alpha == alpha], "second ReLU", "one ReLU")
         for alpha in (0.2, 1.0)}
 plots.differences(cost, BACKBONE)
 
 # %% [markdown]
-# *Figure: what the second ReLU changes, in points, over 1 and 16 shots on four banks; left of the line it costs.*
+# *Figure: what the second ReLU changes, in points, with 16 shots on three banks; left of the line it costs.*
 #
 # ## Fine-tuning instead of adapting
 #
@@ -200,7 +201,7 @@ plots.differences(cost, BACKBONE)
 # %%
 clothes = cal.FeatureBank.load("fashion-mnist", BACKBONE).episode(shots=16, seed=1)
 adapter = cal.CLIPAdapter().fit(clothes)
-curves = {f"CLIP-Adapter, α = {adapter.alpha}": cal.training_curve(cal.CLIPAdapter(alpha=adapter.alpha), clothes)}
+curves = {f"CLIP-Adapter, α = {adapter.alpha}": training_curve(cal.CLIPAdapter(alpha=adapter.alpha), clothes)}
 if BACKBONE == "pocket":
     curves["text tower"] = finetune_text(clothes)
 else:
@@ -229,21 +230,24 @@ for name, curve in curves.items():
     last, about = curve.iloc[-1], curve.attrs
     rows[name] = {"train (%)": 100 * last.train, "test (%)": 100 * last.test,
                   "trained parameters": about.get("parameters", adapter.parameters),
-                  "seconds, search included": round(about.get("seconds", adapter.seconds), 1),
-                  "seconds to encode": round(about.get("encoding_seconds", 0.0), 1)}
-pandas.DataFrame(rows).T.round(1)
+                  "seconds, search included": about.get("seconds", adapter.seconds),
+                  "seconds to encode": about.get("encoding_seconds", 0.0)}
+pandas.DataFrame.from_dict(rows, orient="index").round(1)
 
 # %% [markdown]
-# One seed is no verdict. The text tower is quick enough on cached features to be fitted three times.
+# One seed is no verdict. The text tower is quick enough on cached features for two more, at the rate that validation chose
+# for seed 1.
 
 # %%
 runs = []
 for seed in seeds if BACKBONE == "pocket" else []:
-    task = cal.FeatureBank.load("fashion-mnist").episode(shots=16, seed=seed)
+    task = cal.FeatureBank.load("fashion-mnist", BACKBONE).episode(shots=16, seed=seed)
     run = {"dataset": "fashion-mnist", "backbone": BACKBONE, "shots": 16, "seed": seed}
-    tuned = curves["text tower"] if seed == 1 else finetune_text(task, every=60)
+    first, rate = curves["text tower"], curves["text tower"].attrs["rate"]
+    tuned = first if seed == 1 else finetune_text(task, rates=[rate], every=60)
+    adapted = adapter if seed == 1 else cal.CLIPAdapter().fit(task)
     runs += [run | {"method": "fine-tuned text tower", "accuracy": tuned.test.iloc[-1]},
-             run | {"method": "clip-adapter", "accuracy": cal.CLIPAdapter().fit(task).accuracy(task.test)}]
+             run | {"method": "clip-adapter", "accuracy": adapted.accuracy(task.test)}]
 if runs:
     tuning = cal.paired_bootstrap(pandas.DataFrame(runs), "clip-adapter", "fine-tuned text tower")
     print(tuning)
@@ -266,12 +270,18 @@ say("the residual helps at 1 shot", found["residual (with D/4)\n1 shot"], "resid
 say("the residual helps at 16 shots", found["residual (with D/4)\n16 shots"], "residual, D/4")
 say("D/4 beats no bottleneck at 1 shot", found["bottleneck (with residual)\n1 shot"], "residual, D/4")
 say("D/4 beats no bottleneck at 16 shots", found["bottleneck (with residual)\n16 shots"], "residual, D/4")
+second = cost["a second ReLU,\nα = 1.0"]
+print(f"the official code's second ReLU at α = 1: {second.verdict} ({100 * second.difference:+.1f} points)")
 if runs:
     say("adapting beats fine-tuning the text tower (one bank)", tuning, "clip-adapter")
+    ours, _, block = (100 * curve.test.iloc[-1] for curve in curves.values())
+    print(f"adapting beats fine-tuning the last visual block: not judged, one seed; {ours:.0f} % against {block:.0f} %")
 
 # %% [markdown]
-# Where we cannot tell, the interval says how large a difference could still hide. Twelve banks with real CLIP may answer
-# differently: [notebook 11](11_real_clip.ipynb).
+# Should fine-tuning be ahead, that is no verdict on the paper's claim. It fine-tuned encoders that had read 400 million
+# captioned pictures, and there is much to lose. The pocket CLIP's tower knows photographs of ImageNet's objects, and pictures
+# of 28 × 28 pixels are far from those. Which of the two decides is not known here; [notebook 11](11_real_clip.ipynb) has real
+# CLIP.
 #
 # ## Check your understanding
 #
@@ -304,4 +314,5 @@ if runs:
 #
 # ## Exercise
 #
-# Assignment 4, *ablations*, follows [notebook 06](06_rq3_configuration.ipynb) (a coming exercise, in `exercises/`).
+# The fourth graded exercise, *[ablations](../exercises/4_ablations/4_ablations.ipynb)*, follows
+# [notebook 06](06_rq3_configuration.ipynb). Go there next.
