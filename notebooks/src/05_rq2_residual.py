@@ -279,9 +279,9 @@ if runs:
 
 # %% [markdown]
 # Should fine-tuning be ahead, that is no verdict on the paper's claim. It fine-tuned encoders that had read 400 million
-# captioned pictures, and there is much to lose. The pocket CLIP's tower knows photographs of ImageNet's objects, and pictures
-# of 28 × 28 pixels are far from those. Which of the two decides is not known here; [notebook 11](11_real_clip.ipynb) has real
-# CLIP.
+# captioned pictures, so there was much to lose. The pocket CLIP knows photographs of ImageNet's objects, and pictures of
+# 28 × 28 pixels are far from those. Which of the two decides is not known here; [notebook 11](11_real_clip.ipynb) has
+# real CLIP.
 #
 # ## Check your understanding
 #
