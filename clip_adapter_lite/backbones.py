@@ -189,11 +189,18 @@ def _open_clip(name: str, tag: str | None):
     if tag not in tags and not Path(tag).is_file():
         raise ValueError(f"{name} has no weights '{tag}'; open_clip knows {', '.join(tags) or 'none'}, or give the path "
                          "of a checkpoint.")
+    import logging
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)  # without a network the hub logs each of its tries, twice
     try:
         return open_clip.create_model(name, pretrained=tag, weights_only=True), name, tag
     except Exception as error:  # open_clip wraps network failures in several types
-        raise RuntimeError(f"The weights '{tag}' of {name} could not be loaded ({error}); they are downloaded once, so "
-                           "connect to the network for that, or use backbone 'pocket', which works offline.") from error
+        from .datasets.base import one_line
+        raise RuntimeError(f"The weights '{tag}' of {name} could not be loaded ({one_line(error)}); they are downloaded "
+                           "once, so connect to the network for that, or use backbone 'pocket', which works offline."
+                           ) from error
+    finally:
+        logging.disable(before)
 
 
 @torch.no_grad()

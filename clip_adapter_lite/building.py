@@ -289,7 +289,7 @@ def build_bank(dataset: ImageDataset | str, backbone: str | Backbone = "pocket",
     unreadable = [why for part in parts for _, why in sorted(part.unreadable.items())]
     if unreadable and not skip_unreadable:
         raise OSError(_refusal(unreadable, shards))
-    left_out = f"; {len(unreadable)} unreadable pictures left out" if unreadable else ""
+    left_out = f"; {_pictures(len(unreadable), 'unreadable ')} left out" if unreadable else ""
     meta = {"weights_tag": backbone.tag, "protocol": dataset.protocol + left_out, "source": dataset.source,
             "licence": dataset.licence, "preprocessing": preprocessing(backbone, preprocess),
             "normalize_each": normalize_each, "versions": versions()}
@@ -351,6 +351,10 @@ def _progress(name: str, parts: Sequence[_Part], shown: bool):
         yield advance
 
 
+def _pictures(many: int, which: str = "") -> str:
+    return f"{many} {which}picture{'' if many == 1 else 's'}"
+
+
 def _refusal(unreadable: list[str], shards: Shards | None) -> str:
     """One sentence that names the unreadable pictures; beyond twenty, a file beside the shards does."""
     kept, names = "", [why.split(" is not a readable picture")[0] for why in unreadable]
@@ -360,5 +364,5 @@ def _refusal(unreadable: list[str], shards: Shards | None) -> str:
             listing = shards.folder / "unreadable.txt"
             shards.put(lambda: listing.write_text("\n".join(unreadable), encoding="utf-8"))
             names = [*names[:20], f"and {len(names) - 20} more, all of them listed in {listing}"]
-    return (f"{len(unreadable)} pictures could not be read: {', '.join(names)}; replace them and give the same command "
+    return (f"{_pictures(len(unreadable))} could not be read: {', '.join(names)}; mend or replace and give the same command "
             f"again{kept}, or leave them out with --skip-unreadable (skip_unreadable=True).")

@@ -93,8 +93,8 @@ def _fetch(url: str, target: Path, progress: bool) -> str:
     digest = hashlib.sha256()
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn(), TextColumn("left")
     with Progress(*columns, disable=not progress) as bar:
-        task = bar.add_task(PurePosixPath(url).name, total=None)
-        chunks = _chunks(url, lambda size: bar.update(task, total=size))
+        task = bar.add_task(PurePosixPath(url).name, total=None, visible=False)
+        chunks = _chunks(url, lambda size: bar.update(task, total=size, visible=True))
         try:
             with target.open("wb") as file:
                 for chunk in chunks:
@@ -117,8 +117,8 @@ def _chunks(url: str, tell_size: Callable[[int | None], None] = lambda size: Non
             while chunk := file.read(CHUNK):
                 yield chunk
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"There is no {url}, or it needs a login (Hugging Face: `hf auth login`); check the address."
-                                ) from error
+        login = ", or it needs a login (Hugging Face: `hf auth login`)" if "://" in url else ""
+        raise FileNotFoundError(f"There is no {url}{login}; check the address.") from error
     except ImportError as error:
         raise OSError(f"{url} needs a package that is not installed ({one_line(error)}); install it.") from error
     except Exception as error:  # every file system has its own

@@ -3,6 +3,7 @@
 No network: `RN50-quickgelu` and `ViT-B-32-quickgelu` have random weights, saved as a checkpoint and loaded by its path.
 """
 import copy
+import logging
 from types import SimpleNamespace
 
 import numpy as np
@@ -272,10 +273,11 @@ def test_a_name_without_openai_weights_needs_a_tag(offline):
 
 
 @pytest.mark.parametrize("tag", ["openai", None])
-def test_a_dead_network_is_one_sentence_that_names_the_weights_and_the_way_out(tag, offline):
+def test_a_dead_network_is_one_sentence_that_names_the_weights_and_the_way_out(tag, offline, caplog):
     with pytest.raises(RuntimeError) as error:
         load_backbone("RN50-quickgelu", tag)
-    assert "'openai' of RN50-quickgelu" in sentence(error)
+    assert not caplog.records and logging.root.manager.disable == logging.NOTSET
+    assert "'openai' of RN50-quickgelu" in sentence(error) and ". " not in sentence(error)
     assert "Name or service not known" in str(error.value) and "'pocket'" in str(error.value)
 
 

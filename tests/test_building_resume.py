@@ -340,7 +340,7 @@ def damaged(dataset):
 
 def test_all_damaged_pictures_are_named_at_the_end_and_the_rest_is_kept(damaged, out, expect_refused):
     dataset, paths, mend = damaged
-    with expect_refused(f"3 pictures could not be read: {', '.join(map(str, paths))}; replace", OSError):
+    with expect_refused(f"3 pictures could not be read: {', '.join(map(str, paths))}; mend or replace", OSError):
         build(dataset, out)
     assert not out.exists() and len(parts(out)) == BATCHES
     mend()
@@ -352,7 +352,7 @@ def test_all_damaged_pictures_are_named_at_the_end_and_the_rest_is_kept(damaged,
 
 def test_they_are_named_without_a_file_too(damaged, expect_refused):
     dataset, paths, _ = damaged
-    with expect_refused(f"{paths[0]}, {paths[1]}, {paths[2]}; replace", OSError):
+    with expect_refused(f"{paths[0]}, {paths[1]}, {paths[2]}; mend or replace", OSError):
         build(dataset)
 
 
@@ -386,7 +386,7 @@ def test_beyond_twenty_a_file_lists_them(tmp_path, out, expect_refused):
     splits = {"train": [(tmp_path / f"none-{i}.png", 0) for i in range(25)], "val": [], "test": []}
     dataset = ImageDataset(name="toy", classnames=("cab",), templates=("a {}.",), splits=splits, protocol="", source="")
     listing = out.with_name(f"{out.name}.parts") / "unreadable.txt"
-    with expect_refused(f"none-19.png, and 5 more, all of them listed in {listing}; replace", OSError):
+    with expect_refused(f"none-19.png, and 5 more, all of them listed in {listing}; mend or replace", OSError):
         build(dataset, out)
     lines = listing.read_text().splitlines()
     assert len(lines) == 25 and all(str(path) in line for (path, _), line in zip(splits["train"], lines))

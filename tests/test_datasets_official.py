@@ -399,9 +399,10 @@ def test_every_dataset_goes_into_a_bank_but_for_its_truncated_picture(name, tmp_
     monkeypatch.setitem(TABLE[name], "pictures", 0)  # nothing is missing from folders so small
     data = load_dataset(name, tmp_path)
     assert changed == any(path.suffix in (".JPG", ".jpeg") for items in data.splits.values() for path, _ in items)
-    with expect_refused(f"1 pictures could not be read: {broken}; replace", OSError):
+    with expect_refused(f"1 picture could not be read: {broken}; mend or replace", OSError):
         build_bank(data, Grey(), progress=False)
     bank = build_bank(data, Grey(), progress=False, skip_unreadable=True)
+    assert bank.meta["protocol"].endswith("; 1 unreadable picture left out")
     total = sum(len(items) for items in data.splits.values())
     assert sum(len(split) for split in bank.splits.values()) == total - 1
     for split in bank.splits.values():

@@ -8,6 +8,7 @@ from conftest import expect_refusal, make_bank
 
 import clip_adapter_lite as cal
 from clip_adapter_lite import FeatureBank, Split, base_and_new, transfer
+from clip_adapter_lite.datasets.imagenet import class_ids
 from clip_adapter_lite.transfer import shifted
 
 BRANCHES = [dict(branch="visual", alpha=0.6), dict(branch="text", beta=0.3), dict(branch="both", alpha=0.4, beta=0.7)]
@@ -122,6 +123,23 @@ def test_a_name_that_two_classes_have_is_matched_in_order_or_asked_for():
     with expect_refusal("'missile' is the name of columns 0, 2 of this classifier; say which with mapping={'missile': 0}",
                         ValueError):
         transfer(fitted, part_of(bank, [1, 0]))
+
+
+def test_imagenet_goes_to_the_classes_of_its_variants():
+    """ImageNet-R has the missile n03773504 and not the other class by that name; ImageNet-A has neither."""
+    ids, names = class_ids()
+    imagenet = make_bank(classes=1000, classnames=names, train=1, val=1, test=1)
+    fitted, features = cal.ZeroShot().fit(imagenet.episode(1, 1)), imagenet.splits["test"].features[:50]
+    columns = [ids.index(wnid) for wnid in ("n01443537", "n03710193", "n03773504", "n03775071", "n12267677")]
+    renditions = part_of(imagenet, columns)
+    judged = transfer(fitted, renditions, mapping={"missile": 657})
+    assert torch.equal(judged.logits(features), fitted.logits(features)[:, columns])
+    with expect_refusal("'missile' is the name of columns 657, 744 of this classifier; say which with mapping=", ValueError):
+        transfer(fitted, renditions)
+    adversarial = [ids.index(wnid) for wnid in ("n01498041", "n04355338", "n12267677")]
+    assert torch.equal(transfer(fitted, part_of(imagenet, adversarial)).logits(features),
+                       fitted.logits(features)[:, adversarial])
+    assert torch.equal(transfer(fitted, imagenet).logits(features), fitted.logits(features))
 
 
 @pytest.mark.parametrize("names, mapping, said", [
