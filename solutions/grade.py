@@ -21,11 +21,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # before the package "build"
+sys.path.append(str(Path(__file__).resolve().parent))
 
 import gradebooks  # noqa: E402
 import grading  # noqa: E402
-from build import HERE, ROOT  # noqa: E402
+from assignments import HERE, ROOT  # noqa: E402
 from submissions import Submission, found_in  # noqa: E402
 from watching import Limits  # noqa: E402
 
@@ -67,7 +67,7 @@ def grade_all(submissions: list[Submission], sources: dict[str, Path], output: P
         warm_up(scratch)
         courses = prepared_courses({one.assignment: sources[one.assignment] for one, _ in todo}, scratch)
         watched = sorted({path.parent for path in sources.values()}) + ([folder] if folder else [])
-        longest = grading.LONGEST * limits.seconds
+        longest = grading.LONGEST * limits.clock
         running: dict = {}
         todo.reverse()
         while todo or running:
@@ -151,8 +151,8 @@ def main(
     memory: Annotated[int, typer.Option(min=1000, help="MB for one submission.")] = 3000,
     again: Annotated[bool, typer.Option("--again", help="Grade also what was graded before with the same bytes.")] = False,
     hand: Annotated[Path | None, typer.Option(help="by_hand.csv with points for the written answers.", exists=True)] = None,
-    canvas: Annotated[Path | None, typer.Option(help="Canvas's exported gradebook; writes canvas.csv.", exists=True)] = None,
-    moodle: Annotated[Path | None, typer.Option(help="Moodle's worksheet or export; writes moodle.csv.", exists=True)] = None,
+    canvas: Annotated[Path | None, typer.Option(help="Canvas's exported gradebook; makes canvas.csv.", exists=True)] = None,
+    moodle: Annotated[Path | None, typer.Option(help="Moodle's worksheet or export; makes moodle.csv.", exists=True)] = None,
     root: Annotated[Path, typer.Option(help="The course's folder, with solutions/ in it.")] = ROOT,
 ):
     """Grade a folder of submissions.
@@ -195,7 +195,8 @@ def main(
                 for note in result.notes:
                     bar.console.print(f"{result.student} · {result.assignment}: {note}", markup=False, highlight=False)
 
-            results = grade_all(submissions, sources, output, limits=Limits(seconds, memory), jobs=jobs, again=again,
+            limits = Limits(seconds, 4 * seconds, memory)
+            results = grade_all(submissions, sources, output, limits=limits, jobs=jobs, again=again,
                                 folder=submitted.resolve(), progress=progress)
         rows = gradebooks.rows(results, points)
         write(output / "grades.csv", gradebooks.as_csv(rows))

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import nbformat
-from build import HIDDEN_NOTE, ROOT, settings
+from assignments import HIDDEN_NOTE, ROOT, settings
 from nbgrader.api import Gradebook
 from nbgrader.converters.autograde import Autograde
 from nbgrader.converters.generate_assignment import GenerateAssignment
@@ -30,7 +30,7 @@ from watching import CarefulExecute, Limits, adopt_orphans, kill_all
 
 GUARD = Path(__file__).with_name("guard.py")
 STUDENT = "submission"  # in the scratch course; real names may hold anything
-LONGEST = 25            # a submission may take this many cells' time, by the clock
+LONGEST = 10            # a submission may take this many times a cell's limit, by the clock
 
 
 @dataclass
@@ -132,8 +132,7 @@ def graded(course: Path, submitted: Path, student: str, name: str, scratch: Path
     autograde.autograde_preprocessors = [CarefulExecute if step is Execute else step
                                          for step in autograde.autograde_preprocessors]
     quiet(autograde).start()
-    told = [*CarefulExecute.notes, *told_by_guard(scratch)]
-    result.notes += dict.fromkeys(f"the cell {cell} {text}" if cell else f"the submission {text}" for cell, text in told)
+    result.notes += in_sentences([*CarefulExecute.notes, *told_by_guard(scratch)])
     if written := changed(before, states(forbidden)):
         result.notes.append(f"while it ran, files outside its folder changed: {', '.join(written[:5])}")
     take_scores(result, own, name, notebook)
@@ -195,6 +194,14 @@ def told_by_guard(scratch: Path) -> list[tuple[str, str]]:
     return found
 
 
+def in_sentences(told: list[tuple[str, str]]) -> list[str]:
+    """Notes of the form "the cells blend-visible, blend-hidden ended Python itself", from (cell, text)."""
+    cells: dict[str, list[str]] = {}
+    for cell, text in dict.fromkeys(told):
+        cells.setdefault(text, []).append(cell)
+    return [f"the {'cell' if len(names) == 1 else 'cells'} {', '.join(names)} {text}" for text, names in cells.items()]
+
+
 def states(folders: list[Path]) -> dict[str, tuple[int, int]]:
     """Time and size of every file in the folders, by path."""
     found = {}
@@ -239,8 +246,12 @@ def feedback(course: Path, name: str, source, to: Path, config) -> None:
             stopped = failed and failed[-1].startswith("This cell ") and failed[-1].endswith("so it was not run again.")
             verdict = failed[-1] if stopped else "The hidden tests did not pass." if failed else "The hidden tests passed."
             cell.source, cell.outputs = HIDDEN_NOTE, [nbformat.v4.new_output("stream", name="stdout", text=verdict)]
-        else:
-            cell.outputs = [output for output in cell.outputs if not shows(output, secret)]
+            continue
+        cell.outputs = [output for output in cell.outputs if not shows(output, secret)]
+        if cell.metadata.get("nbgrader", {}).get("grade"):  # of a check, the sentence; its frames are in the library
+            for output in cell.outputs:
+                if output.output_type == "error":
+                    output.traceback = [f"{output.ename}: {output.evalue}"]
     path.chmod(0o644)
     nbformat.write(notebook, path)
     quiet(GenerateFeedback(coursedir=CourseDirectory(config=config, assignment_id=name), config=config)).start()
@@ -249,8 +260,17 @@ def feedback(course: Path, name: str, source, to: Path, config) -> None:
 
 def shows(output, lines: set[str]) -> bool:
     """Whether an output holds one of the lines, apart from its colours."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", json.dumps(output, ensure_ascii=False))
-    return any(json.dumps(line, ensure_ascii=False)[1:-1] in text for line in lines)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(strings(output)))
+    return any(line in text or repr(line)[1:-1] in text for line in lines)
+
+
+def strings(value):
+    """All strings in a nested structure."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from strings(part)
 
 
 def finished(process, scratch: Path, student: str, source, reason: str = "") -> Result:

@@ -83,13 +83,13 @@ def watch_names(shell, notes: Notes, checks: dict[str, str], cells: dict[str, st
             for key, value in kept[name].items():
                 if vars(place).get(key) is not value:
                     setting(place, key, value)
-                    notes(f"rebinds {name}.{key}; it was put back")
+                    notes(f"rebound {name}.{key}, which was put back")
             if name in sys.modules and sys.modules[name] is not place and name != "torch.Tensor":
                 sys.modules[name] = place
-                notes(f"replaces the module {name}; it was put back")
+                notes(f"replaced the module {name}, which was put back")
         for key in inherited & set(vars(torch.Tensor)):
             deleting(torch.Tensor, key)
-            notes(f"rebinds torch.Tensor.{key}; it was put back")
+            notes(f"rebound torch.Tensor.{key}, which was put back")
 
     class Originals(ast.NodeTransformer):
         """In check cells, names of built-ins and of the usual modules mean these, not the submission's globals."""
@@ -118,7 +118,7 @@ def watch_names(shell, notes: Notes, checks: dict[str, str], cells: dict[str, st
         if transformer.active:
             for key, value in originals.items():
                 if key in shell.user_ns and shell.user_ns[key] is not value:
-                    notes(f"was run while a global name of the submission hid {key!r}; the check used the real one")
+                    notes(f"used the real {key!r}, which a global name of the submission hid")
                 shell.user_ns[PREFIX + key] = value
 
     def after(result) -> None:

@@ -23,9 +23,10 @@ MOST_PROCESSES, MOST_RESTARTS, INTERVAL = 40, 12, 0.1
 @dataclass(frozen=True)
 class Limits:
     """What one submission may use."""
-    seconds: int = 30                 # of processor time a cell, and four times that by the clock
-    memory: int = 3000                # MB, of all its processes together
-    characters: int = 200_000         # printed by one cell
+    seconds: int = 30            # of processor time, by one cell
+    clock: int = 120             # seconds by the clock, by one cell
+    memory: int = 3000           # MB, by all its processes together
+    characters: int = 200_000    # printed by one cell
 
 
 def adopt_orphans() -> None:
@@ -103,8 +104,8 @@ class Watcher(threading.Thread):
             return f"started more than {MOST_PROCESSES} processes"
         if self._processor_time(processes) - self._used > limits.seconds:
             return f"did not finish within {limits.seconds} s of processor time"
-        if time.monotonic() - self._since > 4 * limits.seconds:
-            return f"did not finish within {4 * limits.seconds} s"
+        if time.monotonic() - self._since > limits.clock:
+            return f"did not finish within {limits.clock} s"
         return ""
 
     def _processes(self) -> list:
