@@ -350,7 +350,7 @@ def _how_to_get(path: Path, backbone: str) -> str:
         return (f"build it with {build} --dataset {name} --root DIR`, where DIR is the folder that holds the datasets "
                 f"(--download fetches what can be), or fetch it with {pull}")
     place = quote(str(_places(name, backbone)[-1] if named else path))
-    return (f"give one of those, the path of a .safetensors bank, fetch one with {pull}, or build one of your own pictures "
+    return (f"give another name, the path of a .safetensors bank, fetch one with {pull}, or build one of your own pictures "
             f"with {build} --dataset folder --root DIR --out {place}`")
 
 

@@ -131,13 +131,15 @@ def test_a_built_bank_is_found_by_its_name(run, root, cache, tower):
     assert f"Wrote {place}: FeatureBank('my pets', backbone='fake': 2 classes, 10 / 4 / 6 train / val / test" in said
     bank = FeatureBank.load("my pets", "fake")
     assert bank.classnames == ("cat", "dog") and bank.meta["protocol"] in said
+    assert said.endswith("Use it with --bank 'my pets' --backbone fake.")
 
 
 def test_every_option_reaches_the_bank(run, root, tmp_path, tower):
     (root / "cat" / "0.png").write_bytes(b"")
-    run("build", "--dataset", "folder", "--root", root, "--out", tmp_path / "b.safetensors", "--views", 3, "--preprocess",
-        "coop", "--template", "a {}.", "--template", "seven", "--raw-average", "--skip-unreadable", "--cap-train", 4,
-        "--cap-val", 1, "--seed", 5, "--batch", 2, "--workers", 1)
+    said = run("build", "--dataset", "folder", "--root", root, "--out", tmp_path / "b.safetensors", "--views", 3,
+               "--preprocess", "coop", "--template", "a {}.", "--template", "seven", "--raw-average", "--skip-unreadable",
+               "--cap-train", 4, "--cap-val", 1, "--seed", 5, "--batch", 2, "--workers", 1)
+    assert said.endswith(f"Use it with --bank {tmp_path}/b.safetensors --backbone fake.")
     loaded = datasets.load_dataset("folder", root, seed=5).cap(train=4, val=1)
     wanted = cal.build_bank(loaded, Tower(), views=3, preprocess="coop", templates=["a {}.", "seven"], normalize_each=False,
                             skip_unreadable=True, seed=5, progress=False)

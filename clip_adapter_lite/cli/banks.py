@@ -68,7 +68,7 @@ def build(
     loaded = load_dataset(dataset, root, download=download, allow_missing=allow_missing, seed=seed)
     caps = {name: most for name, most in (("train", cap_train), ("val", cap_val)) if most}
     loaded = loaded.cap(**caps) if caps else loaded
-    out = out or cache_place(loaded.name, backbone)
+    called, out = loaded.name if out is None else out, out or cache_place(loaded.name, backbone)
     try:
         bank = build_bank(loaded, backbone, tag=tag, out=out, force=force, views=views, preprocess=preprocess,
                           templates=template, normalize_each=not raw_average, batch=batch, workers=workers,
@@ -77,7 +77,8 @@ def build(
         console.print(f"\nStopped. What is finished is kept in {out}.parts: the same command goes on from there.",
                       highlight=False, soft_wrap=True)
         raise typer.Exit(130) from None
-    console.print(f"Wrote {out}: {bank}; {bank.meta['protocol']}.", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"Wrote {out}: {bank}; {bank.meta['protocol']}.\nUse it with --bank {quote(str(called))} --backbone "
+                  f"{bank.backbone}.", highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
