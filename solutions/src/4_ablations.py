@@ -68,7 +68,8 @@ check("parameters(12, 100)", parameters(12, 100), 24, {
 def _hidden():
     # D, reduction, branch, and 2 · D · h for each branch
     for width, reduction, branch, right in [[512, 4, "visual", 131072], [1024, 4, "visual", 524288],
-                                            [512, 1, "text", 524288], [512, 32, "both", 32768], [10, 3, "visual", 60], [10, 3, "both", 120],
+                                            [512, 1, "text", 524288], [512, 32, "both", 32768],
+                                            [10, 3, "visual", 60], [10, 3, "both", 120],
                                             [7, 8, "text", 14], [7, 8, "both", 28], [1, 1, "visual", 2]]:
         found = parameters(width, reduction, branch)
         assert -0.01 < found - right < 0.01, (width, reduction, branch, found)
@@ -563,8 +564,8 @@ def check_reading():
         "that is the highest number less zero-shot's; take the outlined cell's.": 8,
         "nothing? The highest number of the map is not the outlined one.": 0,
         "the sign is turned.": -2})
-    assert a["knob"] == "alpha", ("the knob of bank A: down a column accuracy changes by a few points, along a row by twenty "
-                                  "and more; which setting stands along the row?")
+    assert a["knob"] == "alpha", ("the knob of bank A: down a column accuracy changes by a few points, along a row by "
+                                  "twenty and more; which setting stands along the row?")
     print("✓ the reading of bank A; bank B is graded after you hand in")
 
 
