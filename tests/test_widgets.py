@@ -100,7 +100,7 @@ def test_the_ablation_explorer_trains_the_setting_and_hides_test_until_asked(toy
     banks = [toy_bank(noise=2.0, dataset="one"), toy_bank(noise=1.0, dataset="two", train=20)]
     widget = widgets.ablation_explorer(banks)
     check_controls(widget)
-    assert widget.controls["shots"].value == 8  # the most that the first bank has
+    assert widget.controls["shots"].value == 4  # quick, and the first bank has them
     moves(widget, "shots", 2)
     moves(widget, "branch", "both")
     moves(widget, "alpha", 0.6)

@@ -120,7 +120,7 @@ def heat_map(table, x: str = "alpha", y: str = "reduction", metric: str = "accur
     """
     need(table, x, y, metric)
     panels = panels_of(table, x, y)
-    means = [rows.groupby([y, x], sort=False)[[metric, "val_accuracy"]].mean() for _, rows in panels]
+    means = [rows.groupby([y, x], sort=False)[list({metric, "val_accuracy"})].mean() for _, rows in panels]
     low, high = (100 * f(f(mean[metric]) for mean in means) for f in (min, max))
     figure, axes, columns = _grid(len(panels), columns, max(2.6, 0.33 * table[x].nunique() + 1),
                                   0.33 * table[y].nunique() + 0.9, 0.8, sharex=True, sharey=True)
@@ -133,7 +133,7 @@ def heat_map(table, x: str = "alpha", y: str = "reduction", metric: str = "accur
         if mean["val_accuracy"].notna().any():
             row, column = mean["val_accuracy"].idxmax()
             axis.add_patch(matplotlib.patches.Rectangle((grid.columns.get_loc(column), grid.index.get_loc(row)), 1, 1,
-                                                        fill=False, edgecolor="#d62728", lw=2.5))
+                                                        fill=False, edgecolor="#d62728", lw=2.5, clip_on=False))
         axis.set_title(title)
         axis.tick_params(axis="y", rotation=0)
     _outer(axes, columns, x, y)
@@ -177,7 +177,7 @@ def accuracy_bars(table, by: str = "method", columns: int = 3, hue: str | None =
                         rotation_mode="anchor" if steep else "default")
         axis.grid(axis="x", visible=False)
         axis.margins(y=0.1)
-        axis.set_title(title or rows.dataset.iloc[0])
+        axis.set_title(title or ("" if by == "dataset" else rows.dataset.iloc[0]))
     _outer(axes, columns, "" if by == "method" else by, "test accuracy (%)")
     if hue:
         legend_above(figure, axes[0])

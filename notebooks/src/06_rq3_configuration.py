@@ -10,7 +10,7 @@
 #
 # **Prerequisites:** notebooks [03](03_the_adapter.ipynb) and [05](05_rq2_residual.ipynb).
 #
-# **Minutes:** about 20 minutes to read, RUNTIME s to run on two cores.
+# **Minutes:** about 20 minutes to read, 40 s to run on two cores.
 #
 # **Whose features:** the pocket CLIP's. Its image tower was trained on ImageNet with labels. The numbers show how the
 # method behaves and say nothing about OpenAI's CLIP.
@@ -75,7 +75,8 @@ plots.heat_map(table, x="alpha", y="reduction")
 # test would have claimed.
 
 # %%
-chosen = pandas.concat([chosen_on_validation(rows, ["branch", "reduction", "alpha"]) for _, rows in table.groupby("branch")])
+settings = ["branch", "reduction", "alpha"]
+chosen = pandas.concat([chosen_on_validation(rows, settings) for _, rows in table.groupby("branch")])
 chosen = chosen.sort_values(["dataset", "branch"], ascending=[True, False]).set_index(["dataset", "branch"])
 chosen["flattery"] = chosen.best_accuracy - chosen.accuracy
 (chosen[["reduction", "alpha", "val_accuracy", "accuracy", "best_accuracy", "flattery"]]
@@ -239,8 +240,8 @@ for setting in ({"alpha": 0.2}, {"alpha": 0.6}, {"alpha": 0.6, "reduction": 32},
 plots.settings_tried(tried, "dtd10, 16 shots per class", BACKBONE)
 
 # %% [markdown]
-# *Figure: live; train (open) and validation accuracy of four settings, one seed. Train accuracy says nothing here: compare
-# the diamonds.*
+# *Figure: live; train (open) and validation accuracy of four settings, one seed. Where train accuracy is at its
+# ceiling it says nothing: compare the diamonds.*
 #
 # Now any setting of your own. A new one is trained when you let go of a control.
 
@@ -264,9 +265,9 @@ claims = {"the visual branch is above the text branch": verdicts[pairs[0]],
           "D/4 is above a wider one, D": widths["D/4 minus D/1"],
           "D/4 is above a narrower one, D/32": widths["D/4 minus D/32"]}
 for statement, comparison in claims.items():
-    print(f"{answer(comparison.low, comparison.high):12} {statement}\n{'':12} here: {comparison}")
-print(f"{answer(-high, -low):12} the worse zero-shot knows a bank, the higher its α\n"
-      f"{'':12} here: ρ = {rho:+.2f} [{low:+.2f}, {high:+.2f}], {len(points)} banks")
+    print(f"{statement}: {answer(comparison.low, comparison.high)}\n   {comparison}")
+print(f"the worse zero-shot knows a bank, the higher its α: {answer(-high, -low)}\n"
+      f"   ρ = {rho:+.2f} [{low:+.2f}, {high:+.2f}], {len(points)} banks")
 
 # %% [markdown]
 # **Why.** Both branches move the same cosine and lower the same loss, and at few shots every width fits the support set. So
