@@ -1,9 +1,11 @@
 """The figures show the numbers of the table, and a file is whole or not there."""
 import warnings
+from itertools import combinations
 from statistics import mean, stdev
 
+import numpy as np
 import pytest
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from pandas import DataFrame
 from PIL import Image
@@ -86,6 +88,21 @@ def test_a_method_keeps_its_colour_and_all_differ():
         assert bars(figure.axes[0])["CLIP-Adapter"][0].get_color() == plots.COLOURS["clip-adapter"]
         drawn = [line.get_color() for line, *_ in bars(figure.axes[0]).values()]
         assert len(set(drawn)) == len(drawn)
+
+
+@pytest.mark.parametrize("eye", [  # Machado, Oliveira and Fernandes 2009, severity 1: without the red or the green cone
+    [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]])
+def test_four_settings_differ_in_colour_for_colour_blind_eyes(eye):
+    settings = ["a", "b", "c", "d"]
+    linear = (np.array([to_rgb(plots.colours_of(settings)[name]) for name in settings]) + 0.055) / 1.055
+    seen = np.clip(linear ** 2.4 @ np.array(eye).T, 0, 1) ** (1 / 2.4)
+    assert min(np.linalg.norm(a - b) for a, b in combinations(seen, 2)) > 0.25  # of 1.73, black to white
+
+
+def test_many_names_have_as_many_colours():
+    names = [f"mine {i}" for i in range(12)]
+    assert len({plots.colours_of(names)[name] for name in names}) == 12
 
 
 def test_a_method_missing_from_the_first_panel_is_in_the_legend():

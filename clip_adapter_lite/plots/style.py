@@ -19,6 +19,8 @@ COLOURS = {"zero-shot": GREY, "linear-probe": PALETTE[0], "coop": PALETTE[2], "c
            "tip-adapter": PALETTE[4], "tip-adapter(finetune=True)": PALETTE[5], "clip-adapter(branch=text)": PALETTE[1],
            "clip-adapter(branch=both)": PALETTE[9], "clip-adapter(alpha=0.2)": "#882255",  # of Tol's muted scheme, as the
            "clip-adapter(alpha=learned)": "#332288"}  # palette's last, pink, yellow and grey, are too pale for a line
+OTHERS = ["#cc6677", "#88ccee", "#117733", "#ddcc77", "#44aa99", "#999933", "#aa4499"]  # the rest of Tol's muted scheme, the
+# first four those that colour-blind eyes tell apart best
 NAMES = {"zero-shot": "zero-shot CLIP", "linear-probe": "linear probe", "coop": "CoOp", "clip-adapter": "CLIP-Adapter",
          "tip-adapter": "Tip-Adapter", "tip-adapter(finetune=True)": "Tip-Adapter-F",
          "clip-adapter(branch=text)": "CLIP-Adapter, text", "clip-adapter(branch=both)": "CLIP-Adapter, both",
@@ -63,7 +65,7 @@ def save(figure: matplotlib.figure.Figure, path: str | Path) -> Path:
 def colours_of(names: Iterable[str]) -> dict:
     """A colour for each name: a method's own, and for others colours that no method has."""
     others = [name for name in names if name not in COLOURS]
-    return COLOURS | dict(zip(others, seaborn.husl_palette(len(others)).as_hex()))
+    return COLOURS | dict(zip(others, OTHERS if len(others) <= len(OTHERS) else seaborn.husl_palette(len(others)).as_hex()))
 
 
 def ink(colour: str) -> str:

@@ -10,7 +10,7 @@
 # **Prerequisites:** notebooks [01](01_zero_shot_clip.ipynb) and [02](02_feature_banks.ipynb); you have written a PyTorch
 # training loop before.
 #
-# **Minutes:** about 25 minutes to read, 20 s to run on two cores.
+# **Minutes:** about 25 minutes to read, 30 s to run on two cores.
 #
 # **Whose features:** the pocket CLIP's. Its image tower was trained on ImageNet with labels. The numbers show how the
 # method behaves and say nothing about OpenAI's CLIP.
@@ -333,6 +333,9 @@ searching = {"clip-adapter above clip-adapter(alpha=0.2)": "agrees", "cannot tel
 print(f"α searched for each dataset beats a constant 0.2: {searching.get(constant.verdict, 'disagrees')}")
 
 # %% [markdown]
+# Where a constant α does as well as a searched one, or better, the search has too little to go by: one validation picture
+# a class at one shot, four at most. The paper does not say on which split it searched.
+#
 # ## Check your understanding
 #
 # **1.** Why can the bottleneck have no bias and still learn?

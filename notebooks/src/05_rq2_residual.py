@@ -219,8 +219,8 @@ if BACKBONE == "pocket":
 plots.training_curves(curves)
 
 # %% [markdown]
-# *Figure: the adapter beside fine-tuning, one seed, 16 shots; the visual block is tested on 300 of the 1000 test pictures,
-# so its line is known to about three points.*
+# *Figure: the adapter beside fine-tuning, one seed, 16 shots; the visual block is tested on 300 pictures only, so its line
+# is known to about four points.*
 #
 # The same as a table, with what it cost. Seconds include each method's own search: eleven ratios, or three rates.
 
