@@ -1,7 +1,7 @@
 """Results as tables: grades.csv, by_hand.csv, and the files that Canvas and Moodle import.
 
-Both are made by filling in a file that the platform itself exported, so that its own columns decide who is who. Formats, as
-read from the importers' sources in July 2025: Canvas, `lib/gradebook_importer.rb` of instructure/canvas-lms; Moodle,
+Both are made by filling in a file that the platform itself exported, so that its own columns decide who is who. What
+the platforms read stands in their sources: Canvas, `lib/gradebook_importer.rb` of instructure/canvas-lms; Moodle,
 `mod/assign/feedback/offline/importgradeslib.php` of moodle/moodle and https://docs.moodle.org/311/en/Grade_import.
 """
 import csv
