@@ -194,8 +194,8 @@ plots.accuracy_bars(table, by="shots", columns=2)
 #
 # ## What does it cost?
 #
-# Searching trains ten adapters (α = 0 needs none), learning trains one and Q beside it. Median over the reference's fits with 16 shots
-# (*precomputed*; seconds are those of the machine it ran on).
+# Searching trains ten adapters (α = 0 needs none), learning trains one and Q beside it. Median over the reference's fits
+# with 16 shots (*precomputed*; seconds are those of the machine it ran on).
 
 # %%
 sixteen = reference[(reference.shots == 16) & reference.method.isin(methods)]

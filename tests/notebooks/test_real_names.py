@@ -21,7 +21,7 @@ def folder(tmp_path_factory):
     for number, name in enumerate(list_banks()):
         bundled = FeatureBank.load(name)
         classes = len(bundled.classnames)
-        bank = make_bank(classes, 1024, train=min(16, bundled.max_shots), val=4, test=3, noise=4.0, seed=number,
+        bank = make_bank(classes, 1024, train=min(16, bundled.max_shots), val=4, test=16, noise=4.0, seed=number,
                          logit_scale=100.0, dataset=name, backbone=NAME, classnames=bundled.classnames,
                          templates=bundled.templates, meta={"weights_tag": "openai", "protocol": "synthetic",
                                                             "source": "synthetic", "licence": "none", "preprocessing": {}})
