@@ -110,6 +110,19 @@ def test_what_else_varies_gets_panels_and_is_never_averaged_over():
         plots.accuracy_bars(table, "width")
 
 
+def test_bars_by_dataset_are_not_titled_with_the_first_of_them():
+    (axis,) = plots.accuracy_bars(study(("one", "two"), shots=(4,)), "dataset").axes
+    assert axis.get_title() == "" and [tick.get_text() for tick in axis.get_xticklabels()] == ["one", "two"]
+
+
+def test_a_heat_map_of_validation_accuracy_shows_its_means():
+    table = sweep(("one",), branches=("visual",))
+    (axis,) = plots.heat_map(table, y="branch", metric="val_accuracy").axes
+    wanted = [100 * rows.val_accuracy.mean() for _, rows in table.groupby("alpha")]
+    assert [text.get_text() for text in axis.texts] == [f"{value:.0f}" for value in wanted]
+    assert "validation accuracy" in axis.figure.get_suptitle()
+
+
 def test_the_gain_is_a_mean_of_paired_differences_against_the_reference():
     table = study(shots=(1, 4))
     table = table[~((table.dataset == "two") & (table.method == "linear-probe") & (table.seed == 3))]  # no partner
