@@ -571,4 +571,5 @@ for shots in (1, 8):
               f"{100 * flattery:.1f} points; {leaks(support.features, val.features)} leaks")
 
 # %% [markdown]
-# Two seeds are for a look. A result needs three or more, with mean and deviation. Go on to [03 the adapter](../../notebooks/03_the_adapter.ipynb).
+# Two seeds are for a look. A result needs three or more, with mean and deviation. Go on to
+# [03 the adapter](../../notebooks/03_the_adapter.ipynb).
