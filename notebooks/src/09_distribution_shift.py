@@ -173,13 +173,13 @@ for where, rows in (("photos", both[both.dataset == "pacs-photo"]), ("elsewhere"
     print(f"{where}: {cal.paired_bootstrap(rows, 'α = 0.2', 'clip-adapter')}")
 
 # %% [markdown]
-# We looked at test pictures of four worlds to draw that curve. It explains; it may not be used to choose. The 0.2 is not
-# read off it: it is the constant of the official code.
+# That curve was drawn with test pictures. It explains; it may not be used to choose. The 0.2 is not read off it: it is the
+# constant of the official code.
 #
 # ## New classes instead of new worlds
 #
-# CoCoOp (arXiv 2203.05557) halves the classes: fit on the first half (*base*), then classify pictures of the other half
-# (*new*) among their own names. The two accuracies are summed up by their harmonic mean, which a single bad one pulls down.
+# CoCoOp (arXiv 2203.05557) halves the classes: fit on the first half (*base*), then classify pictures of the second (*new*)
+# among their own names. The harmonic mean sums both up; one bad half pulls it down.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -234,13 +234,12 @@ for method in list(on_new.method.unique())[1:]:
     print(cal.paired_bootstrap(on_new, method, "zero-shot"))
 
 # %% [markdown]
-# Two banks are too few for a general verdict; it is about these two. The halves are also not equally hard, as the grey bars
-# show, so compare methods within a half and not one half with the other.
+# The verdict is about these two banks. Compare methods within a half: the halves are not equally hard, as grey shows.
 #
 # ## What is a probability worth?
 #
-# A classifier that says "90 %" should be right nine times in ten. Sort test pictures by the confidence of the answer, in
-# ten bins, and compare with how often it was right. The *expected calibration error* (ECE) is the mean gap.
+# Who says "90 %" should be right nine times in ten. Sort the answers by confidence into ten bins, and see how often each
+# bin is right. The *expected calibration error* (ECE) is the mean gap.
 #
 # **Predict:** is a method that errs more on sketches also less sure of itself there?
 
@@ -259,8 +258,8 @@ plots.reliability_shift(curves, BACKBONE)
 # *Figure: seed 1; on photos the large points lie near the diagonal, on sketches far below it: the methods err and do not
 # notice. Small points are a few pictures.*
 #
-# Accuracy falls, confidence hardly does. All worlds and seeds, in %, mean over seeds. Noise alone keeps ECE above zero, so
-# beside it stands what a *perfectly* calibrated method would show on so few pictures.
+# All worlds, in %, mean over seeds. Noise alone keeps ECE above zero, so beside it stands what a *perfectly* calibrated
+# method would show on so few pictures.
 
 # %%
 def calibration(fit, bank):
@@ -316,8 +315,8 @@ for bank in (photo, sketch):
     print(f"{bank.dataset:13} ECE {100 * before:.0f} % → {100 * after:.0f} %")
 
 # %% [markdown]
-# When every validation photo is right, sharper is always better for them, and the choice runs to the end of the grid: so
-# few cannot set a temperature. And no number of photos says how unsure to be about a sketch.
+# When every validation photo is right, sharper is always better for them, and the choice runs to the end of the grid. And no
+# number of photos says how unsure to be about a sketch.
 #
 # ## What we found against what the paper says
 #

@@ -229,8 +229,7 @@ print(pandas.DataFrame({name: {"classes": facts["classes"], "test": facts["split
 # clip-adapter-lite reproduce --backbone RN50-quickgelu --shots 1,16
 # ```
 #
-# The first says what there is to know, licence included. If somebody shared the bank, `clip-adapter-lite pull SOURCE` takes
-# the place of the second, and you need neither pictures nor a GPU.
+# With a shared bank, `clip-adapter-lite pull SOURCE` takes the place of `build`: no pictures, no GPU.
 #
 # ## The paper's table beside yours
 #
