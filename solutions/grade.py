@@ -67,30 +67,45 @@ def grade_all(submissions: list[Submission], sources: dict[str, Path], output: P
         warm_up(scratch)
         courses = prepared_courses({one.assignment: sources[one.assignment] for one, _ in todo}, scratch)
         watched = sorted({path.parent for path in sources.values()}) + ([folder] if folder else [])
-        longest = grading.LONGEST * limits.clock
-        running: dict = {}
-        todo.reverse()
-        while todo or running:
-            while todo and len(running) < (jobs or cores()):
-                submission, mark = todo.pop()
-                own = scratch / f"{len(todo)}-{submission.assignment}"
-                own.mkdir()
-                process = grading.apart(grading.graded, courses[submission.assignment][0], submission.path.resolve(),
-                                        submission.student, submission.assignment, own, limits, watched)
-                running[process.sentinel] = (process, submission, mark, own, time.monotonic())
-            ended = wait(list(running), timeout=0.2)
-            late = [key for key, (*_, since) in running.items() if key not in ended and time.monotonic() - since > longest]
-            for key in [*ended, *late]:
-                process, submission, mark, own, _ = running.pop(key)
-                reason = f"the submission was stopped after {longest} s, nothing could be graded" if key in late else ""
-                result = grading.finished(process, own, submission.student, courses[submission.assignment][1], reason)
-                result.assignment, result.digest = submission.assignment, mark
-                keep(result, own, submission, output)
-                shutil.rmtree(own, ignore_errors=True)
-                results.append(result)
-                if progress:
-                    progress(result)
+
+        def start(submission: Submission):
+            own = Path(tempfile.mkdtemp(dir=scratch))
+            return own, grading.apart(grading.graded, courses[submission.assignment][0], submission.path.resolve(),
+                                      submission.student, submission.assignment, own, limits, watched)
+
+        marks, longest = dict(todo), grading.LONGEST * limits.clock
+        for submission, own, process, late in in_parallel(list(marks), start, jobs or cores(), longest):
+            reason = f"the submission was stopped after {longest} s, nothing could be graded" if late else ""
+            result = grading.finished(process, own, submission.student, courses[submission.assignment][1], reason)
+            result.assignment, result.digest = submission.assignment, marks[submission]
+            keep(result, own, submission, output)
+            shutil.rmtree(own, ignore_errors=True)
+            results.append(result)
+            if progress:
+                progress(result)
     return results
+
+
+def in_parallel(items: list, start, jobs: int, longest: float):
+    """Yield (item, folder, process, late) as the processes end that `start(item)` begins, `jobs` at a time.
+
+    late: it has run for `longest` seconds, and has not ended. What runs when the caller stops is killed.
+    """
+    waiting, running = list(reversed(items)), {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                item = waiting.pop()
+                folder, process = start(item)
+                running[process.sentinel] = (item, folder, process, time.monotonic())
+            ended = wait(list(running), timeout=0.2)
+            late = [key for key, (*_, since) in running.items() if time.monotonic() - since > longest]
+            for key in dict.fromkeys([*ended, *late]):
+                item, folder, process, _ = running.pop(key)
+                yield item, folder, process, key not in ended
+    finally:
+        for _, _, process, _ in running.values():
+            grading.kill_all(process.pid)
 
 
 def cores() -> int:
