@@ -22,7 +22,7 @@ from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 CHROMIUM, DRIVER = (shutil.which("chromium") or shutil.which("google-chrome")), shutil.which("chromedriver")
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(not (CHROMIUM and DRIVER), reason=(
     "Chromium and its driver are not installed (Debian: chromium, chromium-driver)"))]
-PATIENCE = 240  # seconds, for a machine that does other things too
+PATIENCE = 600  # seconds, for a machine that does other things too
 SETTINGS = {"notebook-extension/tracker": {"windowingMode": "none"},
             "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False, "doNotDisturbMode": True}}
 SETUP = """
@@ -85,7 +85,11 @@ def server(tmp_path_factory):
         yield found[0]
     finally:
         process.terminate()
-        process.wait(30)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(60)
 
 
 @pytest.fixture(scope="module")
