@@ -189,7 +189,7 @@ here = reference[reference.method.isin(family) & (reference.seed <= 3)]
 complete = here.groupby("dataset").filter(lambda rows: rows.shots.max() >= 16)
 mean = complete.groupby(["backbone", "method", "shots", "seed"], sort=False).accuracy.mean().reset_index()
 mean.attrs = reference.attrs
-plots.accuracy_over_shots(mean.assign(dataset=f"mean of {complete.dataset.nunique()} bank(s) that have 16 shots"))
+plots.accuracy_over_shots(mean.assign(dataset=f"mean of {complete.dataset.nunique()} banks that have 16 shots"))
 
 # %% [markdown]
 # *Figure: precomputed. Look first at how far the untrained cache comes, then at what training adds at each end.*
