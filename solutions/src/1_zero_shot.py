@@ -8,9 +8,10 @@
 #
 # **Minutes:** about 45. **Points:** 100, of seven exercises.
 #
-# **How to check:** write your code in place of the line `raise NotImplementedError(…)`, run the cell, then run the check
-# below it. A check prints ✓, or says in one sentence what is wrong. When your work is graded, the same functions are
-# tested once more on other numbers. A mistake in one exercise costs nothing in the others.
+# **How to check:** run the cells from the top. Write your code in place of the line `raise NotImplementedError(…)`, run
+# the cell, then run the check below it. A check prints ✓, or says in one sentence what is wrong. When your work is
+# graded, the same functions are tested once more on other numbers. A mistake in one exercise costs nothing in the
+# others. Save the notebook under its name: it is what you hand in.
 #
 # **Whose features:** the exercises use small numbers made by hand. The last cell uses the pocket CLIP's features, with an
 # ImageNet-supervised image tower and a distilled text tower; it says nothing about OpenAI's CLIP.
@@ -432,8 +433,8 @@ _hidden_ensemble()
 #
 # **Points** 12 · **Difficulty** 3/5 · **Importance** 3/5 · **Minutes** 7
 #
-# The *recall* of a class is the share of its pictures that are found, that is, predicted as this class. Give the recall of
-# every class, [C]. `scores` is [N, C], `labels` [N]; there is at least one picture of each class.
+# The *recall* of a class is the share of its pictures that are found, that is, predicted as this class. Give the recall
+# of every class, [C]. `scores` is [N, C], `labels` [N]; there is at least one picture of each class.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -443,8 +444,8 @@ _hidden_ensemble()
 #
 # <details><summary>Hint 2</summary>
 #
-# `right = scores.argmax(1) == labels`. Then `right[labels == c]` are those of class `c`: the mean of these, as numbers, is
-# its recall. `torch.stack` makes one tensor of a list of them.
+# `right = scores.argmax(1) == labels`. Then `right[labels == c]` are those of class `c`: the mean of these, as numbers,
+# is its recall. `torch.stack` makes one tensor of a list of them.
 #
 # </details>
 

@@ -9,9 +9,10 @@
 #
 # **Minutes:** about 50. **Points:** 100, of seven exercises.
 #
-# **How to check:** write your code in place of the line `raise NotImplementedError(…)`, run the cell, then run the check
-# below it. A check prints ✓, or says in one sentence what is wrong. When your work is graded, the same functions are
-# tested once more on other numbers. A mistake in one exercise costs nothing in the others.
+# **How to check:** run the cells from the top. Write your code in place of the line `raise NotImplementedError(…)`, run
+# the cell, then run the check below it. A check prints ✓, or says in one sentence what is wrong. When your work is
+# graded, the same functions are tested once more on other numbers. A mistake in one exercise costs nothing in the
+# others. Save the notebook under its name: it is what you hand in.
 #
 # **Whose features:** the exercises use small numbers made by hand. The last cell uses the pocket CLIP's features, with an
 # ImageNet-supervised image tower and a distilled text tower; it says nothing about OpenAI's CLIP.
@@ -112,9 +113,9 @@ _hidden_order()
 #
 # **Points** 16 · **Difficulty** 2/5 · **Importance** 5/5 · **Minutes** 7
 #
-# `labels` lists the class of every picture, 0 … C − 1. Draw `shots` pictures of each class: the first `shots` in the order
-# that `order(rows, label, seed)` of exercise 1 gives to the rows of that class. Give one flat list of rows, class 0 first.
-# So the pictures of 4 shots are among those of 8 shots with the same seed.
+# `labels` lists the class of every picture, 0 … C − 1. Draw `shots` pictures of each class: the first `shots` in the
+# order that `order(rows, label, seed)` of exercise 1 gives to the rows of that class. Give one flat list of rows, class
+# 0 first. So the pictures of 4 shots are among those of 8 shots with the same seed.
 #
 # Call `order`; the check puts an order of its own in its place, so that a slip in exercise 1 costs nothing here.
 #
@@ -187,9 +188,9 @@ _hidden_draw()
 #
 # **Points** 18 · **Difficulty** 3/5 · **Importance** 5/5 · **Minutes** 9
 #
-# A bank has a validation split of its own. Your own pictures may come in one pool. Draw from it both parts of an episode:
-# of each class the first `shots` of its order for the support set, and the *next* min(shots, 4) for validation. No picture
-# may be in both. Give a pair of flat lists, `(support, val)`, class 0 first in each.
+# A bank has a validation split of its own. Your own pictures may come in one pool. Draw from it both parts of an
+# episode: of each class the first `shots` of its order for the support set, and the *next* min(shots, 4) for
+# validation. No picture may be in both. Give a pair of flat lists, `(support, val)`, class 0 first in each.
 #
 # Call `order(rows, label, seed)`, or `draw(labels, shots, seed)` if it helps; the check puts its own in their place.
 #
@@ -275,14 +276,14 @@ _hidden_pool_episode()
 #
 # **Points** 14 · **Difficulty** 3/5 · **Importance** 4/5 · **Minutes** 7
 #
-# Someone sends you the features of a support set [N, D] and of validation pictures [M, D]. A frozen backbone gives the same
-# feature for the same picture. So count the validation pictures whose feature is in the support set, in all its D entries.
-# A validation picture counts once, however often the support set holds it.
+# Someone sends you the features of a support set [N, D] and of validation pictures [M, D]. A frozen backbone gives the
+# same feature for the same picture. So count the validation pictures whose feature is in the support set, in all its D
+# entries. A validation picture counts once, however often the support set holds it.
 #
 # <details><summary>Hint 1</summary>
 #
-# Compare every validation row with every support row. Two rows are the same if *all* their entries are; a picture leaks if
-# *any* support row is the same.
+# Compare every validation row with every support row. Two rows are the same if *all* their entries are; a picture leaks
+# if *any* support row is the same.
 #
 # </details>
 #
@@ -405,9 +406,9 @@ _hidden_probe_loss()
 #
 # **Points** 12 · **Difficulty** 3/5 · **Importance** 3/5 · **Minutes** 8
 #
-# Train the probe by plain gradient descent. `loss(V, b)` is a function that gives one number. Start with V and b at zero,
-# and repeat `steps` times: compute the loss, its gradients, and move both by minus `rate` times its gradient. Give `(V, b)`,
-# which need no gradients any more.
+# Train the probe by plain gradient descent. `loss(V, b)` is a function that gives one number. Start with V and b at
+# zero, and repeat `steps` times: compute the loss, its gradients, and move both by minus `rate` times its gradient.
+# Give `(V, b)`, which need no gradients any more.
 #
 # <details><summary>Hint 1</summary>
 #

@@ -9,9 +9,10 @@
 #
 # **Minutes:** about 50. **Points:** 100, of seven exercises.
 #
-# **How to check:** write your code in place of the line `raise NotImplementedError(…)`, run the cell, then run the check
-# below it. A check prints ✓, or says in one sentence what is wrong. When your work is graded, the same functions are
-# tested once more on other numbers. A mistake in one exercise costs nothing in the others.
+# **How to check:** run the cells from the top. Write your code in place of the line `raise NotImplementedError(…)`, run
+# the cell, then run the check below it. A check prints ✓, or says in one sentence what is wrong. When your work is
+# graded, the same functions are tested once more on other numbers. A mistake in one exercise costs nothing in the
+# others. Save the notebook under its name: it is what you hand in.
 #
 # **Whose features:** the exercises use small numbers made by hand. The last cell uses the pocket CLIP's features, with an
 # ImageNet-supervised image tower and a distilled text tower; it says nothing about OpenAI's CLIP.
@@ -38,13 +39,14 @@ import clip_adapter_lite as cal
 # $$A(x) = \mathrm{ReLU}(x\,W_1)\,W_2, \qquad W_1 \in \mathbb{R}^{D \times D/r},\; W_2 \in \mathbb{R}^{D/r \times D}$$
 #
 # as the paper has it: no bias, no second ReLU. $r$ is the argument `reduction`; use whole-number division. Call the two
-# linear layers `down` and `up`. Write the rest of `__init__`, and below it the method `forward(self, x)`, which takes
-# [N, D] and gives [N, D].
+# linear layers `down` and `up`. Write the rest of `__init__`, and below it, indented as `__init__` is, the method
+# `forward(self, x)`, which takes [N, D] and gives [N, D].
 #
 # <details><summary>Hint 1</summary>
 #
-# `nn.Linear(a, b)` goes from width a to width b, and has a bias unless you say otherwise. Where does the vector get narrow,
-# where wide again? The blend with `x` is not part of the module; it comes in exercise 2.
+# `nn.Linear(a, b)` goes from width a to width b, and has a bias unless you say otherwise. Where does the vector get
+# narrow, where wide again? (It keeps its matrix transposed, [b, a], and does the transposing itself.) The blend with
+# `x` is not part of the module; it comes in exercise 2.
 #
 # </details>
 #
@@ -136,8 +138,8 @@ _hidden_bottleneck()
 #
 # $$f^\star = \alpha\,A(f) + (1-\alpha)\,f$$
 #
-# At α = 0 nothing of the adapter is left, at α = 1 nothing of CLIP. Leave `features` as they are: the next training step
-# needs them again. The function serves image features [N, D] and, on the text side, class weights [C, D].
+# At α = 0 nothing of the adapter is left, at α = 1 nothing of CLIP. Leave both arguments as they are: the next training
+# step needs the features again. The function serves image features [N, D] and, on the text side, class weights [C, D].
 #
 # <details><summary>Hint 1</summary>
 #
@@ -202,7 +204,7 @@ _hidden_blend()
 # $$\text{logits} = \cos(f^\star, W)\,/\,\tau$$
 #
 # The argument `logit_scale` is 1/τ. Neither `blended` nor `weights` has rows of length 1: even if f had, the blend would
-# change its length. Give [N, C].
+# change its length. Give [N, C], and leave both as they are.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -270,7 +272,8 @@ _hidden_cosine_logits()
 #
 # **Points** 14 · **Difficulty** 2/5 · **Importance** 4/5 · **Minutes** 6
 #
-# With cached features the backbone is out of reach. If it runs inside the model, you have to freeze it. That is two things:
+# With cached features the backbone is out of reach. If it runs inside the model, you have to freeze it. That is two
+# things:
 #
 # - none of its parameters asks for a gradient any more;
 # - it is in evaluation mode, or dropout and batch normalisation go on changing what it gives.
@@ -408,14 +411,14 @@ _hidden_learning_rates()
 # 1. take the mean cross-entropy of `logits()` with `labels` [N] as the loss;
 # 2. compute its gradients, of this step alone;
 # 3. make one step of AdamW with this step's rate. Use one `torch.optim.AdamW` for all steps, over the adapter's parameters,
-#    with `weight_decay=1e-2`. You set its rate with `optimizer.param_groups[0]["lr"] = rate`.
+#    with `weight_decay=1e-2`. You set its rate, before the step, with `optimizer.param_groups[0]["lr"] = rate`.
 #
-# Give the list of the losses, one float for each step.
+# Give the list of the losses, one float for each step: the loss that you computed before making the step.
 #
 # <details><summary>Hint 1</summary>
 #
-# `cross_entropy` does the softmax itself. PyTorch adds new gradients to the old ones until told otherwise. The rate must be
-# set before the step that it belongs to.
+# `cross_entropy` does the softmax itself. PyTorch adds new gradients to the old ones until told otherwise. The rate
+# must be set before the step that it belongs to.
 #
 # </details>
 #
@@ -519,9 +522,9 @@ _hidden_train()
 #
 # **Points** 10 · **Difficulty** 2/5 · **Importance** 4/5 · **Minutes** 5
 #
-# An adapter was trained for each of several α. `scores` is a dictionary: `scores[alpha]` is the pair (accuracy,
-# cross-entropy) on the *validation* pictures. Give the α with the highest accuracy; of equal ones the one with the lowest
-# cross-entropy; of those still equal the smallest α.
+# An adapter was trained for each of several α. `scores` is a dictionary, in any order: `scores[alpha]` is the pair
+# (accuracy, cross-entropy) on the *validation* pictures. Give the α with the highest accuracy; of equal ones the one
+# with the lowest cross-entropy; of those still equal the smallest α.
 #
 # <details><summary>Hint 1</summary>
 #
@@ -577,8 +580,10 @@ _hidden_best_ratio()
 # %% [markdown]
 # ## All together, on real features
 #
-# Nothing to write and no points. Your parts are the whole method. Here they are trained on the cartoons of PACS, with 16
-# shots, and compared with the library. **Predict:** which of the two α will validation choose?
+# Nothing to write and no points. Your parts are the whole method. Here they are trained on the cartoons of PACS, with
+# 16 shots, and compared with the library. The first weights are random, from the same seed: made in the order `down`,
+# `up`, they are the library's, and the difference is rounding; made in the other order, it is not. **Predict:** which
+# of the two α will validation choose?
 
 # %%
 episode = cal.FeatureBank.load("pacs-cartoon").episode(shots=16, seed=1).to(torch.float64)
@@ -610,4 +615,5 @@ for name, found in {"zero-shot": zero_shot, f"chosen on validation, α = {best}"
     print(f"{name}: {100 * right:.1f} % of the test pictures right")
 
 # %% [markdown]
-# One seed is no result: notebook [04](../../notebooks/04_rq1_prompt_tuning.ipynb) compares methods over seeds and datasets.
+# One seed is no result: notebook [04](../../notebooks/04_rq1_prompt_tuning.ipynb) compares methods over seeds and
+# datasets.
