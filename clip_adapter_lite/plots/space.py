@@ -71,6 +71,7 @@ def measures(table, backbone: str | None = None) -> Figure:
             axis.errorbar([values.mean()], [row], xerr=[sd], fmt="o", color=PALETTE[0], capsize=4, markersize=7)
         axis.set(xlabel=MEASURES[column], ylim=(len(stages) - 0.5, -0.5))
         axis.margins(x=0.12)
+        axis.locator_params(axis="x", nbins=4)  # three decimals leave room for no more
     axes[0].set_yticks(range(len(stages)), stages)
     seeds = table.seed.nunique() if "seed" in table else 1
     footer(figure, table.backbone.unique() if "backbone" in table else [backbone],

@@ -67,7 +67,7 @@ if BACKBONE == "pocket":
 bank = cal.FeatureBank.load("rsscn7", BACKBONE)
 episode = bank.episode(shots=16, seed=1)
 stages = {"zero-shot CLIP": cal.ZeroShot(), "adapter, no residual": cal.CLIPAdapter(alpha=1.0),
-          "adapter, residual": cal.CLIPAdapter(grid=(0.2, 0.4, 0.6, 0.8))}
+          "adapter, residual": cal.CLIPAdapter(grid=(0.2, 0.5, 0.8))}
 fitted = {stage: method.fit(episode) for stage, method in stages.items()}
 features = {stage: fitted_features(one, episode.test.features) for stage, one in fitted.items()}
 
@@ -154,7 +154,8 @@ pandas.concat({"support images": flattered[shown], "test images": honest[shown]}
 others = [cal.FeatureBank.load(name, BACKBONE) for name in ("dtd10", "pacs-sketch", "pacs-photo", "cifar10")]
 more = [row for other in others for seed in (1, 2) for row in measured(other, seed)]
 table = pandas.concat([table[table.seed <= 2], pandas.DataFrame(more)], ignore_index=True)
-table.pivot_table(index="dataset", columns="stage", values=["silhouette", "purity", "accuracy"], sort=False).round(2)
+means = table.pivot_table(index="dataset", columns="stage", values=["silhouette", "purity", "accuracy"], sort=False)
+means.T.round(2)
 
 # %% [markdown]
 # *Table: live, mean of two seeds, test images.*
@@ -211,13 +212,10 @@ plots.manifold(spread, episode.test.labels, bank.classnames, BACKBONE, "perplexi
 # and take the silhouette *of the drawing*.
 
 # %%
-drawn = {}
-for seed in (1, 2):
-    task = bank.episode(shots=16, seed=seed)
-    for stage, method in stages.items():
-        points = fitted_features(method.fit(task), task.test.features)
-        for perplexity in (5, 30):
-            drawn[stage, perplexity, seed] = tsne(points, perplexity)
+task = bank.episode(shots=16, seed=2)
+second = {stage: fitted_features(method.fit(task), task.test.features) for stage, method in stages.items()}
+drawn = {(stage, perplexity, seed): tsne(f, perplexity) for seed, found in ((1, features), (2, second))
+         for stage, f in found.items() for perplexity in (5, 30)}
 
 # %%
 rows = [(*key, silhouette_score(points, episode.test.labels)) for key, points in drawn.items()]
