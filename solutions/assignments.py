@@ -33,7 +33,7 @@ def module(path: Path):
 
 @event.listens_for(Engine, "connect")
 def do_not_wait_for_the_disk(connection, record) -> None:
-    """Gradebooks here are scratch; nbgrader commits hundreds of times, and waiting for the disk took longer than all else."""
+    """Gradebooks here are scratch; nbgrader commits hundreds of times, and to wait for the disk took most of the time."""
     connection.execute("PRAGMA synchronous=OFF")
 
 
