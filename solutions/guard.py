@@ -73,6 +73,7 @@ def watch_names(shell, notes: Notes, checks: dict[str, str], cells: dict[str, st
             for name, place in watched.items()}
     for name in IPYTHONS:
         kept["builtins"].pop(name, None)
+    kept["torch"].pop("manual_seed")  # torch itself wraps it when the first optimiser is made
     inherited = {key for base in torch.Tensor.__mro__[1:] for key in vars(base)} - set(vars(torch.Tensor))
     originals = {key: value for key, value in kept["builtins"].items() if not key.startswith("_") and key != "super"}
     originals |= {"check": visible.check, "torch": torch, "np": numpy, "numpy": numpy, "math": math}
