@@ -199,7 +199,7 @@ def main(
         submissions, remarks = found_in(submitted, list(sources), assignment)
         points = gradebooks.hand_points(hand) if hand else {}
         for remark in remarks:
-            console.print(remark, highlight=False)
+            console.print(remark, markup=False, highlight=False, soft_wrap=True)
         with Progress(TextColumn("grading"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console) as bar:
             bar.live.auto_refresh = False  # one thread, or a fork could stand still
             task = bar.add_task("grading", total=len(submissions))
@@ -208,7 +208,8 @@ def main(
                 bar.advance(task)
                 bar.refresh()
                 for note in result.notes:
-                    bar.console.print(f"{result.student} · {result.assignment}: {note}", markup=False, highlight=False)
+                    bar.console.print(f"{result.student} · {result.assignment}: {note}", markup=False, highlight=False,
+                                      soft_wrap=True)
 
             limits = Limits(seconds, 4 * seconds, memory)
             results = grade_all(submissions, sources, output, limits=limits, jobs=jobs, again=again,
@@ -225,12 +226,12 @@ def main(
                 write(output / f"{name}.csv", table)
                 written.append(output / f"{name}.csv")
                 for line in missing:
-                    console.print(line, highlight=False)
+                    console.print(line, markup=False, highlight=False, soft_wrap=True)
     except (ValueError, csv.Error) as error:
-        console.print(str(error), style="red", markup=False, highlight=False)
+        console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
     console.print(summary(rows))
-    console.print("Written: " + ", ".join(str(path) for path in written) + f" and {output / 'feedback'}", highlight=False)
+    console.print("Written: " + ", ".join(str(path) for path in written) + f" and {output / 'feedback'}", highlight=False, soft_wrap=True)
 
 
 def summary(rows: list[dict]) -> Table:
