@@ -231,7 +231,7 @@ def main(
         console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
     console.print(summary(rows))
-    console.print("Written: " + ", ".join(str(path) for path in written) + f" and {output / 'feedback'}", highlight=False, soft_wrap=True)
+    console.print(f"Written: {', '.join(map(str, written))} and {output / 'feedback'}", highlight=False, soft_wrap=True)
 
 
 def summary(rows: list[dict]) -> Table:
