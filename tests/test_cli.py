@@ -17,7 +17,7 @@ from clip_adapter_lite.datasets import fashion_mnist
 OPTIONS = {
     "banks": ["--backbone"], "info": [],
     "compare": ["--banks", "--methods", "--shots", "--seeds", "--backbone", "--out", "--resume", "--jobs",
-                "--allow-fewer"],
+                "--engine", "--address", "--allow-fewer"],
     "fit": ["--bank", "--out", "--method", "--shots", "--seed", "--backbone"],
     "predict": ["--classes", "--classifier", "--template", "--top", "--backbone"]}
 BANKS = ("caltech101", "cifar10", "dtd10", "fashion-mnist", "grocery", "gtsrb", "pacs-art", "pacs-cartoon", "pacs-photo",
@@ -118,6 +118,7 @@ def test_info_lists_versions(run):
 # ── compare ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.slow
 def test_compare_then_resume_then_again(run, tmp_path):
     out = tmp_path / "deep" / "study.csv"
     text = run(*SMALL, "--seeds", "1,2", "--out", out)

@@ -52,6 +52,7 @@ def test_zero_shot_is_repeated_over_shots(banks):
     assert table[table.method == "zero-shot"].alpha.isna().all()
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_rows_in_the_same_order(banks):
     pandas.testing.assert_frame_equal(without_time(cal.compare(banks, **SMALL, jobs=2)),
                                       without_time(cal.compare(banks, **SMALL)))
@@ -155,6 +156,7 @@ def test_a_run_that_fails_loses_no_finished_row(banks, tmp_path, monkeypatch):
     assert len(read_rows(tmp_path / "r.csv")) == 3
 
 
+@pytest.mark.slow
 def test_a_process_killed_in_the_middle_is_resumed(tmp_path):
     """A real SIGKILL: the command line is killed once rows have appeared, and goes on from them."""
     out = tmp_path / "r.csv"

@@ -111,7 +111,7 @@ def test_what_cannot_be_is_refused(pocket, episode, clothes, expect_refused):
     with expect_refused("the learning rate is chosen on validation images"):
         finetune_visual(clothes.cap(val=0), backbone=pocket)
     with expect_refused("has no test pictures"):
-        finetune_visual(clothes.cap(test=0), backbone=pocket)
+        finetune_visual(clothes.cap(test=0), shots=3, backbone=pocket)
     with expect_refused("shots must be from 1 to 3"):
         finetune_visual(clothes, shots=7, backbone=pocket)
     with expect_refused("knows the image tower of the pocket CLIP", ValueError):

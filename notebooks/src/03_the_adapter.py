@@ -91,6 +91,7 @@ class HandAdapter(nn.Module):
 # %%
 # NBVAL_CHECK_OUTPUT
 D = W.shape[1]
+torch.manual_seed(0)
 adapter = HandAdapter(D).double()
 print(f"D = {D}: {sum(p.numel() for p in adapter.parameters())} parameters, 2 · D · D/4 = {2 * D * D // 4}")
 
@@ -333,8 +334,8 @@ searching = {"clip-adapter above clip-adapter(alpha=0.2)": "agrees", "cannot tel
 print(f"α searched for each dataset beats a constant 0.2: {searching.get(constant.verdict, 'disagrees')}")
 
 # %% [markdown]
-# Where a constant α does as well as a searched one, or better, the search has too little to go by: one validation picture
-# a class at one shot, four at most. The paper does not say on which split it searched.
+# Where a constant α does as well as a searched one, the search may have too little to go by: one validation picture a class
+# at one shot, four at most. The paper does not say on which split it searched.
 #
 # ## Check your understanding
 #

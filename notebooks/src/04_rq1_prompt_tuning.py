@@ -233,7 +233,7 @@ plots.gain_scatter(reference, "clip-adapter", "linear-probe", reference="zero-sh
 
 # %%
 # NBVAL_CHECK_OUTPUT
-one = reference[reference.shots == 1].groupby(["dataset", "method"]).accuracy.mean().unstack()
+one = paired[paired.shots == 1].groupby(["dataset", "method"]).accuracy.mean().unstack()
 one["gain"] = one["clip-adapter"] - one["linear-probe"]
 trend = one[["zero-shot", "gain"]]
 draws = [trend.sample(frac=1, replace=True, random_state=i).corr("spearman").iloc[0, 1] for i in range(1000)]
