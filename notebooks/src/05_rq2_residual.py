@@ -193,7 +193,7 @@ plots.differences(cost, BACKBONE)
 #
 # ## Fine-tuning instead of adapting
 #
-# Why not train CLIP itself? The paper found that fine-tuning its encoders is worse and slower. We try two parts: the whole
+# Why not train CLIP itself? The paper found that worse and slower. We try two parts: the whole
 # text tower, and the last block of the image tower. Both on Fashion-MNIST, whose pictures ship with the library.
 #
 # **Predict:** the text tower has about twenty times the adapter's parameters. Better or worse with 16 shots?
