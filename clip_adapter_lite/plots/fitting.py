@@ -11,7 +11,7 @@ DEEP = [PALETTE[i] for i in (3, 0, 2, 1, 4, 5)]  # dark enough for lines and the
 
 @matplotlib.rc_context(theme())
 def training_curves(curves) -> Figure:
-    """Train (dashed) and test (solid) accuracy over training steps, {label: table of `cal.training_curve`}.
+    """Train (dashed) and test (solid) accuracy over training steps, {label: table of `curves.training_curve`}.
 
     The gap between the two lines of a colour is what was learnt of the support images alone.
     """
