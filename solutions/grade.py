@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -64,7 +63,7 @@ def grade_all(submissions: list[Submission], sources: dict[str, Path], output: P
         return results
     with tempfile.TemporaryDirectory(prefix="grading-") as scratch:
         scratch = Path(scratch)
-        warm_up(scratch)
+        grading.warm_up(scratch)
         courses = prepared_courses({one.assignment: sources[one.assignment] for one, _ in todo}, scratch)
         watched = sorted({path.parent for path in sources.values()}) + ([folder] if folder else [])
 
@@ -110,12 +109,6 @@ def in_parallel(items: list, start, jobs: int, longest: float):
 
 def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def warm_up(scratch: Path) -> None:
-    """Make matplotlib's list of fonts once, for all kernels."""
-    subprocess.run([sys.executable, "-c", "import matplotlib.font_manager"], check=False, capture_output=True,
-                   env={**os.environ, "MPLCONFIGDIR": str(scratch)})
 
 
 def prepared_courses(sources: dict[str, Path], scratch: Path) -> dict[str, tuple]:

@@ -11,6 +11,7 @@ import os
 import re
 import resource
 import shutil
+import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import nbformat
 from assignments import HIDDEN_NOTE, ROOT, settings
+from nbconvert.exporters import HTMLExporter
 from nbgrader.api import Gradebook
 from nbgrader.converters.autograde import Autograde
 from nbgrader.converters.generate_assignment import GenerateAssignment
@@ -60,6 +62,19 @@ def _apart(function, arguments) -> None:
         function(*arguments)
     finally:
         kill_all(os.getpid(), itself=False)
+
+
+def warm_up(folder: Path) -> None:
+    """Do once, here, what every process and every kernel would do anew: matplotlib's list of fonts, put into `folder`, and
+    what nbconvert imports and compiles for its first page.
+    """
+    subprocess.run([sys.executable, "-c", "import matplotlib.font_manager"], check=False, capture_output=True,
+                   env={**os.environ, "MPLCONFIGDIR": str(folder)})
+    error = nbformat.v4.new_output("error", ename="E", evalue="e", traceback=["\x1b[0;31mE\x1b[0m: e"])
+    page = nbformat.v4.new_notebook(metadata={"language_info": {"name": "python", "pygments_lexer": "ipython3"}}, cells=[
+        nbformat.v4.new_markdown_cell("# a\n$b$ `c`"),
+        nbformat.v4.new_code_cell("def f(x):\n    return 'y'", outputs=[error])])
+    HTMLExporter(template_name="classic").from_notebook_node(page)
 
 
 def prepared(source: Path, course: Path) -> None:

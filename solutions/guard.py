@@ -16,6 +16,7 @@ import types
 WRITES = {"os.remove": 1, "os.rename": 2, "os.rmdir": 1, "os.mkdir": 1, "os.truncate": 1, "os.link": 2, "os.symlink": 2,
           "os.chmod": 1, "os.chown": 1, "os.utime": 0}  # audit event: how many of its first arguments are paths written to
 PROGRAMS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "pty.spawn")
+LIBRARIES = ("fc-list", "uname", "lscpu", "ldconfig")  # libraries look for these and do without: no word about them
 NETWORK = ("socket.connect", "socket.getaddrinfo", "socket.bind", "socket.sendto")
 READABLE = ("/usr", "/lib", "/lib64", "/proc", "/sys", "/dev", "/etc/os-release", "/etc/mime.types", "/etc/fonts",
             "/etc/localtime", "/etc/apache2/mime.types", "/etc/ld.so.cache")
@@ -189,6 +190,8 @@ def refuse_files(notes: Notes, work: str, readable: list[str]) -> None:
                     refuse(f"tried to write {place}, outside its folder")
         elif event in PROGRAMS:
             program = arguments[0] if event != "subprocess.Popen" else arguments[1]
+            if isinstance(program, list | tuple) and program and str(program[0]) in LIBRARIES:
+                raise PermissionError(f"The grader lets nobody start {program[0]}.")
             refuse(f"tried to start another program ({str(program)[:60]})")
         elif event in NETWORK:
             refuse("tried to use a network")

@@ -17,7 +17,7 @@ import psutil
 from nbgrader.preprocessors import Execute
 from traitlets import Bool, Integer
 
-MOST_PROCESSES, MOST_RESTARTS, INTERVAL = 40, 12, 0.1
+MOST_PROCESSES, MOST_RESTARTS, INTERVAL = 40, 12, 0.2
 
 
 @dataclass(frozen=True)
