@@ -143,6 +143,7 @@ def graded(course: Path, submitted: Path, student: str, name: str, scratch: Path
     resource.setrlimit(resource.RLIMIT_DATA, (limits.memory * 1_000_000,) * 2)  # RLIMIT_AS would stop torch itself
     CarefulExecute.limits, CarefulExecute.notes, CarefulExecute.folder = limits, [], str(work)
     config = settings(own)
+    config.CarefulExecute.shutdown_kernel = "immediate"  # what a submission left to do at the end of its kernel is not done
     autograde = Autograde(coursedir=CourseDirectory(config=config, assignment_id=name), config=config)
     autograde.autograde_preprocessors = [CarefulExecute if step is Execute else step
                                          for step in autograde.autograde_preprocessors]
