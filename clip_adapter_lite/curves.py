@@ -1,12 +1,10 @@
 """How training goes: the loss and the accuracies of a CLIP-Adapter after every few steps."""
 import torch
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy
 
 from .backbones import best_device
 from .banks import Episode
 from .methods import CLIPAdapter
-from .methods.clip_adapter import CLIPAdapterHead
-from .training import train
 
 
 def training_curve(method: CLIPAdapter, episode: Episode, every: int = 4):
@@ -36,26 +34,18 @@ def training_curve(method: CLIPAdapter, episode: Episode, every: int = 4):
     images, sizes = torch.cat([split.view() for split in splits]), [len(split) for split in splits]
     rows = []
 
+    watched = {*range(0, method.steps, every), method.steps}
+
     @torch.no_grad()
-    def look(step: int) -> None:
-        logits = head(images).split(sizes)
-        right = [(found.argmax(1) == split.labels).double().mean().item() for found, split in zip(logits, splits)]
-        rows.append((step, cross_entropy(logits[0], episode.support.labels).item(), *right))
+    def look(head, step: int) -> None:
+        if step in watched:
+            logits = head(images).split(sizes)
+            right = [(found.argmax(1) == split.labels).double().mean().item() for found, split in zip(logits, splits)]
+            rows.append((step, cross_entropy(logits[0], episode.support.labels).item(), *right))
 
     with torch.random.fork_rng(), torch.enable_grad():
-        torch.manual_seed(episode.seed)
-        weights, support = episode.text_features, episode.support
-        head = CLIPAdapterHead(weights, normalize(support.view(), dim=-1).mean(0), logit_scale=episode.logit_scale,
-                               branch=method.branch, hidden=max(1, weights.shape[1] // method.reduction), alpha=alpha,
-                               beta=beta, final_relu=method.final_relu, normalize=method.normalize)
-        look(0)
-        watched = {*range(every, method.steps, every), method.steps} - {0}
-        if alpha or beta:
-            train(head.parameters(), lambda step: cross_entropy(head(support.view(step)), support.labels),
-                  steps=method.steps, rate=method.rate, weight_decay=method.weight_decay,
-                  after_step=lambda step: look(step + 1) if step + 1 in watched else None)
-        else:
-            rows += [(step, *rows[0][1:]) for step in sorted(watched)]
+        method._train(episode, alpha, beta, watch=look)
+    rows += [(step, *rows[0][1:]) for step in sorted(watched)[len(rows):]]  # α = β = 0 trains nothing
     table = pandas.DataFrame(rows, columns=["step", "loss", "train", "val", "test"])
     table.attrs = {"backbone": asked.backbone_name, "dataset": asked.dataset, "shots": asked.shots, "seed": asked.seed}
     return table

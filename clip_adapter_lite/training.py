@@ -23,11 +23,12 @@ def cosine(done: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * done))
 
 
-def train(parameters: Iterable[Tensor], loss: Callable[[int], Tensor], *, steps: int, rate: float,
+def train(parameters: Iterable[Tensor] | list[dict], loss: Callable[[int], Tensor], *, steps: int, rate: float,
           optimizer: str = "adamw", weight_decay: float = 0.0, schedule: Callable[[int], float] | None = None,
           after_step: Callable[[int], None] | None = None) -> None:
     """Minimise `loss(step)` over `parameters`, in place.
 
+    parameters: tensors, or torch's parameter groups, of which one with its own "lr" peaks there instead of at `rate`.
     optimizer: "adamw", or "sgd" (momentum 0.9, CoOp's). rate: the peak learning rate; schedule(step): the factor on it,
     half a cosine over all steps by default. after_step(step) is called after each update, for training curves.
     Raises FloatingPointError, naming the rate, if the last loss is not finite.
@@ -39,9 +40,10 @@ def train(parameters: Iterable[Tensor], loss: Callable[[int], Tensor], *, steps:
         stepper = torch.optim.AdamW(parameters, lr=rate, weight_decay=weight_decay, fused=True)
     else:
         raise ValueError(f"optimizer must be 'adamw' or 'sgd'; got {optimizer!r}.")
+    peaks = [group["lr"] for group in stepper.param_groups]
     for step in range(steps):
-        for group in stepper.param_groups:
-            group["lr"] = rate * schedule(step)
+        for group, peak in zip(stepper.param_groups, peaks):
+            group["lr"] = peak * schedule(step)
         stepper.zero_grad()
         value = loss(step)
         value.backward()

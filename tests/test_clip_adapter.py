@@ -79,7 +79,10 @@ def plain_logits(f, episode, state, *, alpha=None, beta=None, final_relu=False, 
 def plain_fit(episode, start, *, steps, rate, weight_decay, **options):
     """Train the tensors of `start` on the support set; returns the trained ones."""
     state = {name: tensor.clone().requires_grad_() for name, tensor in start.items()}
-    optimizer = torch.optim.AdamW(state.values(), lr=rate, weight_decay=weight_decay)
+    ratios = {"visual": options.get("alpha"), "text": options.get("beta")}
+    over = {name: ratios.get(name.split(".")[0]) for name in state}  # an adapter's rate is divided by its fixed ratio
+    optimizer = torch.optim.AdamW([{"params": [tensor], "lr": rate / over[name] if isinstance(over[name], float) else rate}
+                                   for name, tensor in state.items()], weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
     x, y = episode.support.features, episode.support.labels
     for step in range(steps):
@@ -164,12 +167,20 @@ def test_alpha_1_forgets_the_image_feature_but_for_what_the_adapter_keeps():
 # ── training ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.parametrize("alpha, rate", [(1.0, 0.01), (0.5, 0.02), (0.1, 0.1), (0.02, 0.1), (0.0, 0.1), ("learned", 0.01)])
+def test_the_rate_is_divided_by_the_ratio_but_by_no_less_than_a_tenth(alpha, rate):
+    head = adapter(alpha=alpha, steps=0).fit(toy_episode()).head
+    groups = head.groups(0.01)
+    assert groups[0]["lr"] == pytest.approx(rate)
+    assert [len(list(group["params"])) for group in groups] == ([2, 4] if alpha == "learned" else [2])
+    assert all("lr" not in group for group in groups[1:])  # Q's is the plain rate
+
 @pytest.mark.parametrize("options", [
     dict(branch="visual", alpha=0.3), dict(branch="text", beta=0.3), dict(branch="both", alpha=0.3, beta=0.8),
     dict(branch="visual", alpha=1.0), dict(branch="visual", alpha=0.3, final_relu=True),
     dict(branch="both", alpha=0.3, beta=0.8, normalize="before"), dict(branch="visual", alpha="learned"),
     dict(branch="text", beta="learned"), dict(branch="both", alpha="learned", beta="learned"),
-    dict(branch="both", alpha="learned", beta=0.4, normalize="before"),
+    dict(branch="both", alpha="learned", beta=0.4, normalize="before"), dict(branch="both", alpha=0.1, beta="learned"),
 ], ids=str)
 @pytest.mark.parametrize("views", [None, 3])
 def test_a_trained_adapter_equals_an_independent_plain_loop(options, views):
@@ -235,7 +246,7 @@ def test_val_picks_what_an_exhaustive_search_picks(branch, ratio, seed, noise):
 
 
 def test_ties_in_accuracy_are_decided_by_cross_entropy_and_not_by_the_smaller_ratio():
-    episode, grid = toy_episode(noise=0.5, seed=1), (0.2, 0.5, 0.8)
+    episode, grid = toy_episode(noise=0.6, seed=10), (0.2, 0.5, 0.8)
     heads = {alpha: adapter(alpha=alpha, steps=30).fit(episode) for alpha in grid}
     losses = {a: cross_entropy(clf.logits(episode.val.features), episode.val.labels).item() for a, clf in heads.items()}
     assert len({clf.accuracy(episode.val) for clf in heads.values()}) == 1 and min(losses, key=losses.get) == 0.5

@@ -47,6 +47,14 @@ def test_sgd_has_momentum_and_adds_the_decay_to_the_gradient():
     assert p.item() == pytest.approx(x, abs=1e-14)
 
 
+def test_a_group_may_have_a_peak_rate_of_its_own():
+    p, q = (torch.zeros(1, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    train([{"params": [p]}, {"params": [q], "lr": 3 * RATE}], lambda step: (p + q).sum(), steps=2, rate=RATE)
+    # a constant gradient moves by the rate of each step (to Adam's 1e-8): a whole one, then half a one of the cosine
+    assert p.item() == pytest.approx(-1.5 * RATE, rel=1e-6)
+    assert q.item() == pytest.approx(-4.5 * RATE, rel=1e-6)
+
+
 def test_a_schedule_is_a_factor_on_the_rate_of_each_step():
     factors, p, path = [0.5, 2.0, 0.0, 1.0], parameter(0.0), []
     train([p], lambda step: p.sum(), steps=4, rate=RATE, schedule=factors.__getitem__,

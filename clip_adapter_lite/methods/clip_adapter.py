@@ -8,6 +8,7 @@
 readable source, so `RatioNetwork` is our own design.
 """
 import math
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import product
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize, relu
 
 from ..training import train
-from .base import Method, cosine_logits, need_validation, validation_score
+from .base import Method, cosine_logits, lengths, need_validation, validation_score
 
 
 class Bottleneck(nn.Module):
@@ -90,17 +91,29 @@ class CLIPAdapterHead(nn.Module):
             return self.weights.new_full((len(self.weights), 1), self.beta)
         return self.ratios(self.pooled[None], self.weights)[1]
 
+    def groups(self, rate: float) -> list[dict]:
+        """AdamW's parameter groups: `rate`, divided by the ratio for an adapter whose ratio is a number (by 0.1 at least).
+
+        Adam ignores how large a gradient is, so a step moves f* by about ratio · rate: with one rate for all, small ratios
+        train slowly, and a search would compare how far trained they are. A learned ratio grows by itself.
+        """
+        found = [{"params": adapter.parameters(), "lr": rate / max(1.0 if ratio is None else ratio, 0.1)}
+                 for adapter, ratio in ((self.visual, self.alpha), (self.text, self.beta)) if adapter]
+        return found + ([{"params": self.ratios.parameters()}] if self.ratios else [])
+
     def forward(self, features: Tensor) -> Tensor:
         f, w = features, self.weights
         if self.normalize == "before":
-            f, w = normalize(f, dim=-1), normalize(w, dim=-1)
+            w = normalize(w, dim=-1)
         if self.visual is not None:
             alpha = self.alphas(features) if self.alpha is None else self.alpha
-            f = alpha * self.visual(f) + (1 - alpha) * f
+            f = f.lerp(self.visual(f), alpha)  # α A_v(f) + (1 - α) f
         if self.text is not None:
             beta = self.betas() if self.beta is None else self.beta
-            w = beta * self.text(w) + (1 - beta) * w
-        return self.logit_scale * f @ w.T if self.normalize == "before" else cosine_logits(f, w, self.logit_scale)
+            w = w.lerp(self.text(w), beta)
+        if self.normalize == "before":  # A(c f) = c A(f), so f* may be divided by the length of f now: the bits of zero-shot
+            return f @ w.T * (self.logit_scale / lengths(features))
+        return cosine_logits(f, w, self.logit_scale)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +129,7 @@ class CLIPAdapter(Method):
     final_relu: a second ReLU after W2, as in the official code and not in the paper.
     normalize: "after" the blend (official code) or "before" the adapter and not after (LP++, cross-modal adaptation).
     steps, rate, weight_decay: full-batch AdamW with a cosine schedule, in place of 200 epochs of minibatches; chosen on the
-        bundled banks' validation parts (README, "Recipes").
+        bundled banks' validation parts (README, "Recipes"). The rate is divided by the ratio: see `CLIPAdapterHead.groups`.
     Raises ValueError for a setting that cannot be; `fit` raises BankError if "val" meets an episode without validation.
     """
     name = "clip-adapter"
@@ -129,7 +142,7 @@ class CLIPAdapter(Method):
     normalize: str = "after"
     grid: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
     steps: int = 120
-    rate: float = 1e-3
+    rate: float = 5e-4
     weight_decay: float = 1e-2
 
     def __post_init__(self):
@@ -183,13 +196,18 @@ class CLIPAdapter(Method):
                    for branch, ratio in (("visual", self.alpha), ("text", self.beta))]
         return list(product(*options))
 
-    def _train(self, episode, alpha: float | None, beta: float | None) -> CLIPAdapterHead:
+    def _train(self, episode, alpha: float | None, beta: float | None,
+               watch: Callable[[CLIPAdapterHead, int], None] | None = None) -> CLIPAdapterHead:
+        """One adapter; watch(head, steps done) is called before training and after each step."""
         torch.manual_seed(episode.seed)  # every ratio starts from the same adapter
         support, weights = episode.support, episode.text_features
         head = CLIPAdapterHead(weights, normalize(support.view(), dim=-1).mean(0), logit_scale=episode.logit_scale,
                                branch=self.branch, hidden=max(1, weights.shape[1] // self.reduction), alpha=alpha, beta=beta,
                                final_relu=self.final_relu, normalize=self.normalize)
+        if watch:
+            watch(head, 0)
         if alpha or beta or head.ratios:  # at α = β = 0 there is nothing to train
-            train(head.parameters(), lambda step: cross_entropy(head(support.view(step)), support.labels),
-                  steps=self.steps, rate=self.rate, weight_decay=self.weight_decay)
+            train(head.groups(self.rate), lambda step: cross_entropy(head(support.view(step)), support.labels),
+                  steps=self.steps, rate=self.rate, weight_decay=self.weight_decay,
+                  after_step=watch and (lambda step: watch(head, step + 1)))
         return head
