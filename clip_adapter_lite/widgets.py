@@ -12,6 +12,7 @@ from html import escape
 import ipywidgets
 
 from . import plots
+from .plots.style import count
 
 PAPER = "background: white; padding: 6px; border-radius: 4px; max-width: 100%; box-sizing: border-box"
 NOTE = "border-left: 4px solid #d55e00; padding-left: 8px; margin: 4px 0; line-height: 1.4"  # the theme's own text colour
@@ -196,7 +197,7 @@ def ablation_explorer(banks) -> Explorer:
         if len(rows) > MOST_ROWS:
             del rows[list(rows)[1]]
         shown = {name: {split: v for split, v in row.items() if test or split != "test"} for name, row in rows.items()}
-        return plots.settings_tried(shown, f"{dataset}, {shots} shots per class", task.backbone_name)
+        return plots.settings_tried(shown, f"{dataset}, {count(shots, 'shot')} per class", task.backbone_name)
 
     first, many = next(iter(banks.values())), (1, 2, 4, 8, 16)
     return Explorer(draw, dataset=_choice("Dataset", list(banks)),

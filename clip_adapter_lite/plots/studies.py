@@ -38,7 +38,13 @@ def panels_of(table, *axes: str) -> list:
     if "alpha" not in table or "method" in axes[len(MEASURED):] or table.groupby("method").alpha.nunique().max() > 1:
         axes.append("alpha")  # found by the fit, not set
     varying = [c for c in table.columns if c not in axes and table[c].nunique() > 1]
-    return [(", ".join(str(n) if c in ("dataset", "backbone") else f"{n} {c}" for c, n in zip(varying, names)), rows)
+
+    def named(column: str, value) -> str:
+        if column == "shots":
+            return count(value, "shot")
+        return str(value) if column in ("dataset", "backbone") else f"{value} {column}"
+
+    return [(", ".join(map(named, varying, names)), rows)
             for names, rows in (table.groupby(varying, sort=False) if varying else [((), table)])]
 
 

@@ -13,7 +13,7 @@ from clip_adapter_lite.training import threads
 
 ALPHA = 0.2  # the official code's constant
 CLOSE = 0.003  # "the same accuracy": within 0.3 points
-SHORT = ((10, 1e-2), (20, 5e-3), (20, 1e-2), (40, 5e-3), (60, 3e-3))  # (steps, rate), smallest first; then the library's own
+SHORT = ((20, 2e-3), (20, 4e-3), (40, 2e-3), (40, 4e-3), (60, 2e-3), (80, 2e-3))  # (steps, rate); then the library's own
 GROWTH = {"classes 10 → 1000": ((10, 16, 512), (1000, 16, 512)),  # (classes, shots, D), small and large
           "shots 1 → 16": ((100, 1, 512), (100, 16, 512)),
           "D 512 → 1024": ((100, 16, 512), (100, 16, 1024))}

@@ -10,7 +10,7 @@ are those of a fit with one thread while another runs beside it. results/recipes
 import csv
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -59,16 +59,19 @@ def peers(alpha: float, epochs: int, episode: cal.Episode, val: cal.Split) -> tu
 
 def lines() -> list[tuple[str, str, Callable]]:
     """(table, line, fit) in the order they are printed; fit(episode, val) gives steps and validation accuracy."""
-    chosen = [cal.CLIPAdapter(steps=s, rate=r) for s, r in ((60, 1e-3), (60, 2e-3), (60, 3e-3), (120, 1e-3), (240, 1e-3))]
+    settings = ({}, {"alpha": 0.2}, {"branch": "text"}, {"alpha": "learned"})
+    chosen = [cal.CLIPAdapter(**setting, steps=s, rate=r) for setting in settings
+              for s, r in ((30, 1e-3), (60, 5e-4), (60, 1e-3), (120, 3e-4), (120, 5e-4), (120, 1e-3))]
     chosen += [cal.CoOp(steps=100, rate=r) for r in (3e-3, 1e-2, 3e-2)]
-    found = [("recipes", f"{m.name}, {m.steps} steps at {m.rate:g}", partial(ours, m)) for m in chosen]
+    found = [("recipes", f"{replace(m, steps=type(m).steps, rate=type(m).rate).label}, {m.steps} steps at {m.rate:g}",
+              partial(ours, m)) for m in chosen]
     for alpha in (0.2, 0.6):
-        for rate, steps in product((cal.CLIPAdapter.rate, 5e-3), (10, 20, 40, 60, 120, 240)):
-            found.append(("steps", f"clip-adapter, α = {alpha}, full batch at {rate:g}",
+        for rate, steps in product((cal.CLIPAdapter.rate, 2e-3), (10, 20, 40, 120)):
+            found.append(("steps", f"clip-adapter, α = {alpha}, full batch at {rate:g} / α",
                           partial(ours, cal.CLIPAdapter(alpha=alpha, steps=steps, rate=rate))))
-        for epochs in (5, 20, 50, EPOCHS):
+        for epochs in (5, 50, EPOCHS):
             found.append(("steps", f"clip-adapter, α = {alpha}, peers' {epochs} epochs", partial(peers, alpha, epochs)))
-    for steps in (25, 50, 100, 200):
+    for steps in (25, 50, 100):
         found.append(("steps", f"coop, full batch at {cal.CoOp.rate:g}", partial(ours, cal.CoOp(steps=steps))))
     found.append(("steps", "coop, its authors' recipe", partial(ours, cal.CoOp(recipe="paper"))))
     return found
