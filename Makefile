@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TIMED = @bash tests/timed.sh
 PYTEST = $(BIN)/python -m pytest -q
+BOTH = env OMP_NUM_THREADS=1 $(PYTEST) -n 2  # two processes of one thread each beat one of two
 CHECKED = clip_adapter_lite notebooks solutions tests
 
 .PHONY: setup browser demo test test-fast bench reference notebooks exercises grade lab clean
@@ -24,12 +25,12 @@ demo: setup  ## the main job: four methods on three bundled banks, under five mi
 
 test-fast: setup  ## no notebooks, browser or grader; under five minutes
 	$(TIMED) lint $(BIN)/ruff check $(CHECKED)
-	$(TIMED) unit-tests $(PYTEST) -m "not slow and not notebook and not browser and not grader" --durations=5
+	$(TIMED) unit-tests $(BOTH) --dist loadfile -m "not slow and not notebook and not browser and not grader" --durations=5
 
 test: setup browser  ## everything; under forty minutes
 	$(TIMED) lint $(BIN)/ruff check $(CHECKED)
-	$(TIMED) unit-tests $(PYTEST) -m "not notebook and not browser and not grader" --durations=10
-	$(TIMED) notebooks $(PYTEST) -m notebook --durations=5
+	$(TIMED) unit-tests $(BOTH) --dist loadfile -m "not notebook and not browser and not grader" --durations=10
+	$(TIMED) notebooks $(BOTH) --dist worksteal -m notebook --durations=5
 	$(TIMED) browser $(PYTEST) -m browser
 	$(TIMED) grader $(PYTEST) -m grader --durations=5
 	$(TIMED) wheel bash tests/wheel.sh $(BIN)/python

@@ -41,7 +41,7 @@ from clip_adapter_lite.datasets import fashion_mnist
 
 # %%
 backbone, clothes = cal.load_backbone(BACKBONE), fashion_mnist()
-pictures = [picture for picture, _ in clothes.splits["test"][:128]]
+pictures = [picture for picture, _ in clothes.splits["test"][:64]]
 start = time.perf_counter()
 encode(backbone, pictures)
 tower = len(pictures) / (time.perf_counter() - start)
@@ -119,7 +119,7 @@ widgets.episode_viewer(clothes)
 
 # %%
 methods = ["zero-shot", "linear-probe", cal.CLIPAdapter(alpha=0.2)]
-runs = cal.compare([cal.FeatureBank.load("pacs-cartoon", BACKBONE)], methods, shots=[1, 4, 16], seeds=range(1, 11), jobs=2)
+runs = cal.compare([cal.FeatureBank.load("pacs-cartoon", BACKBONE)], methods, shots=[1, 4], seeds=range(1, 11), jobs=2)
 plots.accuracy_over_shots(runs)
 
 # %% [markdown]
@@ -149,8 +149,8 @@ print(f"linear probe, 1 shot: worst seed {100 * one.min():.0f} %, best {100 * on
 # default of `CLIPAdapter`. The cheat trains the same adapters and keeps the one that is best on *test*.
 
 # %%
-names, ratios = ["pacs-cartoon", "pacs-sketch", "rsscn7", "sun18"], (0, 0.25, 0.5, 0.75, 1)
-banks, study = [cal.FeatureBank.load(name, BACKBONE) for name in names], dict(shots=[1, 4], seeds=[1, 2, 3, 4], jobs=2)
+names, ratios = ["pacs-cartoon", "pacs-sketch", "rsscn7"], (0, 0.25, 0.5, 0.75, 1)
+banks, study = [cal.FeatureBank.load(name, BACKBONE) for name in names], dict(shots=[1, 4], seeds=[1, 2, 3], jobs=2)
 honest = cal.compare(banks, [cal.CLIPAdapter(grid=ratios)], **study)
 every = cal.sweep(banks, cal.CLIPAdapter(), {"alpha": ratios}, **study)
 cheated = every.loc[every.groupby(["dataset", "shots", "seed"]).accuracy.idxmax()]
@@ -170,7 +170,7 @@ def together(**tables):
 plots.accuracy_bars(together(validation=honest, test=cheated), by="dataset", hue="choice")
 
 # %% [markdown]
-# *Figure: the test accuracy that each would report, by where α was chosen; mean and standard deviation of four seeds. The
+# *Figure: the test accuracy that each would report, by where α was chosen; mean and standard deviation of three seeds. The
 # orange bars are never lower, whatever the method is worth.*
 
 # %%

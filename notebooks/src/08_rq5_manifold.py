@@ -53,7 +53,7 @@ plots.accuracy_over_shots(here)
 # NBVAL_CHECK_OUTPUT
 named = here[(here.shots == 16) & (here.seed == 1)]
 if BACKBONE == "pocket":
-    again = cal.recompute(named[named.method != "coop"], jobs=2)
+    again = cal.recompute(named[named.method != "coop"], jobs=1)
     assert (again.accuracy - again.recomputed).abs().max() <= 0.015, again
     print(f"{len(again)} rows run again, all within 1.5 points of the reference")
 
@@ -97,10 +97,10 @@ if BACKBONE == "pocket":
 # **Predict:** in which panel below will the classes be best apart?
 
 # %%
-panels = {stage: tsne(f, perplexity=30, seed=0) for stage, f in features.items()}
-panels = {"zero-shot CLIP": panels["zero-shot CLIP"], "CoOp: the same features": panels["zero-shot CLIP"],
-          "adapter, no residual (α = 1)": panels["adapter, no residual"],
-          f"adapter, residual (α = {fitted['adapter, residual'].alpha:g})": panels["adapter, residual"]}
+first = {stage: tsne(f, perplexity=30, seed=0) for stage, f in features.items()}
+panels = {"zero-shot CLIP": first["zero-shot CLIP"], "CoOp: the same features": first["zero-shot CLIP"],
+          "adapter, no residual (α = 1)": first["adapter, no residual"],
+          f"adapter, residual (α = {fitted['adapter, residual'].alpha:g})": first["adapter, residual"]}
 plots.manifold(panels, episode.test.labels, bank.classnames, BACKBONE, "test images, perplexity 30")
 
 # %% [markdown]
@@ -127,7 +127,7 @@ def measured(bank, seed, part="test"):
 
 
 # %%
-table = pandas.DataFrame([row for seed in range(1, 5) for row in measured(bank, seed)])
+table = pandas.DataFrame([row for seed in (1, 2, 3) for row in measured(bank, seed)])
 plots.measures(table)
 
 # %% [markdown]
@@ -148,10 +148,10 @@ pandas.concat({"support images": flattered[shown], "test images": honest[shown]}
 #
 # ## More than one bank
 #
-# One bank can flatter. Repeat on four more: textures, sketches, photographs and small everyday pictures.
+# One bank can flatter. Repeat on three more: textures, sketches and photographs.
 
 # %%
-others = [cal.FeatureBank.load(name, BACKBONE) for name in ("dtd10", "pacs-sketch", "pacs-photo", "cifar10")]
+others = [cal.FeatureBank.load(name, BACKBONE) for name in ("dtd10", "pacs-sketch", "pacs-photo")]
 more = [row for other in others for seed in (1, 2) for row in measured(other, seed)]
 table = pandas.concat([table[table.seed <= 2], pandas.DataFrame(more)], ignore_index=True)
 means = table.pivot_table(index="dataset", columns="stage", values=["silhouette", "purity", "accuracy"], sort=False)
@@ -214,8 +214,8 @@ plots.manifold(spread, episode.test.labels, bank.classnames, BACKBONE, "perplexi
 # %%
 task = bank.episode(shots=16, seed=2)
 second = {stage: fitted_features(method.fit(task), task.test.features) for stage, method in stages.items()}
-drawn = {(stage, perplexity, seed): tsne(f, perplexity) for seed, found in ((1, features), (2, second))
-         for stage, f in found.items() for perplexity in (5, 30)}
+drawn = {(stage, perplexity, seed): first[stage] if (perplexity, seed) == (30, 1) else tsne(f, perplexity)
+         for seed, found in ((1, features), (2, second)) for stage, f in found.items() for perplexity in (5, 30)}
 
 # %%
 rows = [(*key, silhouette_score(points, episode.test.labels)) for key, points in drawn.items()]
