@@ -9,7 +9,7 @@
 #
 # **Prerequisites:** notebook [03](03_the_adapter.ipynb).
 #
-# **Minutes:** about 20 minutes to read, 50 s to run on two cores.
+# **Minutes:** about 20 minutes to read, 65 s to run on two cores.
 #
 # **Whose features:** the pocket CLIP's. Its image tower was trained on ImageNet with labels. The numbers show how the
 # method behaves and say nothing about OpenAI's CLIP.

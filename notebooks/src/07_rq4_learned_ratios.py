@@ -9,7 +9,7 @@
 #
 # **Prerequisites:** notebooks [03](03_the_adapter.ipynb) and [06](06_rq3_configuration.ipynb).
 #
-# **Minutes:** about 15 minutes to read, 35 s to run on two cores.
+# **Minutes:** about 15 minutes to read, 54 s to run on two cores.
 #
 # **Whose features:** the pocket CLIP's. Its image tower was trained on ImageNet with labels. The numbers show how the
 # method behaves and say nothing about OpenAI's CLIP.
@@ -229,9 +229,9 @@ for part in parts:
     print(f"{part}: {answer}\n   {c}")
 
 # %% [markdown]
-# **Why.** Q is trained on the loss of the support images alone, and a larger α nearly always lowers that: compare its ratios
-# in the table with the searched ones. All this holds for our Q and the pocket CLIP's features. The paper's Q may do better:
-# nobody outside can build it from what was published.
+# **Why.** Q is trained on the loss of the support images alone, and that drew its ratios up from 0.2 on every bank: compare
+# them in the table with the searched ones. All this holds for our Q and the pocket CLIP's features. The paper's Q may do
+# better: nobody outside can build it from what was published.
 #
 # ## Check your understanding
 #
@@ -239,8 +239,8 @@ for part in parts:
 #
 # <details><summary>Answer</summary>
 #
-# It lowers the *training* loss, and a larger α nearly always helps there: the adapter can then fit the support pictures
-# better. Whether that carries over to new pictures it never sees. A search asks images that were not trained on.
+# It lowers the *training* loss: the adapter learns the support pictures by heart, and gets more weight for it. Whether that
+# carries over to new pictures it never sees. A search asks images that were not trained on.
 #
 # </details>
 #
