@@ -150,10 +150,6 @@ print(f"yours: {torch.equal(mine, zero_shot)}, the library's: {torch.equal(their
 # CLIP stays frozen. Only $W_1$ and $W_2$ are trained, with cross-entropy over the classes. All support features fit into
 # one batch, so a step sees all of them. The learning rate falls along half a cosine.
 #
-# The rate is divided by α (by 0.1 at least). A step of AdamW is about as large whatever the size of the gradient, so it
-# moves $f^\star$ by about α times the rate. With one rate for all, a small α would be trained less far, and a comparison of
-# ratios would really compare lengths of training.
-#
 # The library draws the first weights from the episode's seed; so do we.
 
 # %%
@@ -171,6 +167,9 @@ def train_by_hand(alpha, steps=120, rate=5e-4):
     return adapter.requires_grad_(False)
 
 # %% [markdown]
+# Why `rate / max(alpha, 0.1)`? A step of AdamW moves $f^\star$ by about α times the rate. With one rate for all, small ratios
+# would be trained less far, and a comparison of ratios would compare lengths of training.
+#
 # **Check 3: the whole fit.** `CLIPAdapter(alpha=0.2)` trains with the same 120 steps. The comparison is on test *logits*;
 # no choice is made by them.
 

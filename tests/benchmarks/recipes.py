@@ -1,7 +1,7 @@
 """How steps and rates were chosen, and accuracy against steps for ours and for the peers' protocol.
 
     python tests/benchmarks/recipes.py            # about ten minutes on two idle cores
-    python tests/benchmarks/recipes.py --quick    # one bank
+    python tests/benchmarks/recipes.py --quick    # one bank; or --only "α = 0.2"
 
 Accuracies are those of the bundled banks' validation parts (which hold the few images that α is selected on); test splits
 are not touched. Every number of steps is a run of its own with its own cosine, since a recipe is a whole schedule. Seconds
@@ -109,12 +109,16 @@ def write(rows: list[Row], path: Path) -> None:
 
 
 def main(quick: Annotated[bool, typer.Option(help="One bank, pacs-cartoon.")] = False,
+         only: Annotated[str, typer.Option(help="Only the lines whose name holds this, as \"α = 0.2\".")] = "",
          out: Annotated[Path, typer.Option(help="Where to write one row per fit.")] = RESULTS):
     """Print how the recipes were chosen, and accuracy against steps for ours and the peers' protocol.
 
     Example: `python tests/benchmarks/recipes.py --quick --out /tmp/recipes.csv`
     """
-    console, asked = Console(width=170), lines()
+    console, asked = Console(width=170), [line for line in lines() if only in line[1]]
+    if not asked:
+        names = dict.fromkeys(name for _, name, _ in lines())
+        raise typer.BadParameter(f"no line's name holds {only!r}; they are: {'; '.join(names)}.")
     banks = [cal.FeatureBank.load(name) for name in (QUICK if quick else BANKS)]
     jobs = [(*line, bank, shots, seed) for line in asked for bank in banks for shots in SHOTS for seed in SEEDS]
     longest_first = sorted(range(len(jobs)), key=lambda i: "authors" not in jobs[i][1])
@@ -123,7 +127,8 @@ def main(quick: Annotated[bool, typer.Option(help="One bank, pacs-cartoon.")] = 
     rows = [found[i] for i in range(len(jobs))]
     each = len(jobs) // len(asked)
     for name, title in TABLES.items():
-        show(title, [rows[i:i + each] for i in range(0, len(rows), each) if rows[i].table == name], console)
+        if chosen := [rows[i:i + each] for i in range(0, len(rows), each) if rows[i].table == name]:
+            show(title, chosen, console)
     write(rows, out)
     console.print(f"{len(rows)} fits in {out}")
 
