@@ -167,8 +167,8 @@ def train_by_hand(alpha, steps=120, rate=5e-4):
     return adapter.requires_grad_(False)
 
 # %% [markdown]
-# Why `rate / max(alpha, 0.1)`? A step of AdamW moves $f^\star$ by about α times the rate. With one rate for all, small ratios
-# would be trained less far, and a comparison of ratios would compare lengths of training.
+# Why `rate / max(alpha, 0.1)`? A step of AdamW moves $f^\star$ by about α times the rate. With one rate for all, small
+# ratios would be trained less far, and a comparison of ratios would compare lengths of training.
 #
 # **Check 3: the whole fit.** `CLIPAdapter(alpha=0.2)` trains with the same 120 steps. The comparison is on test *logits*;
 # no choice is made by them.
