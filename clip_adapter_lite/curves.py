@@ -33,7 +33,6 @@ def training_curve(method: CLIPAdapter, episode: Episode, every: int = 4):
     splits = (episode.support, episode.val, episode.test)
     images, sizes = torch.cat([split.view() for split in splits]), [len(split) for split in splits]
     rows = []
-
     watched = {*range(0, method.steps, every), method.steps}
 
     @torch.no_grad()

@@ -175,6 +175,7 @@ def test_the_rate_is_divided_by_the_ratio_but_by_no_less_than_a_tenth(alpha, rat
     assert [len(list(group["params"])) for group in groups] == ([2, 4] if alpha == "learned" else [2])
     assert all("lr" not in group for group in groups[1:])  # Q's is the plain rate
 
+
 @pytest.mark.parametrize("options", [
     dict(branch="visual", alpha=0.3), dict(branch="text", beta=0.3), dict(branch="both", alpha=0.3, beta=0.8),
     dict(branch="visual", alpha=1.0), dict(branch="visual", alpha=0.3, final_relu=True),

@@ -20,7 +20,7 @@ from clip_adapter_lite.methods.tip_adapter import TipAdapter
 torch.set_num_threads(1)  # toy sizes: more threads only wait for each other
 threadpool_limits(1)  # and thirty times as long in L-BFGS on a busy machine
 WIDTH, TEXT_WIDTH, SCALE = 16, 32, 20.0
-ADAPTER = dict(device="cpu", steps=12, rate=1e-2)
+ADAPTER = dict(device="cpu", steps=12, rate=3e-3)  # divided by the ratio
 ALL = {
     "zero-shot": ZeroShot(device="cpu"),
     "linear-probe": LinearProbe(device="cpu", bisections=1, max_iter=30),
@@ -268,7 +268,7 @@ def test_float32_agrees_with_float64(method, monkeypatch):
     monkeypatch.setattr(backbones, "shared_backbone", lambda *_: tiny_clip(torch.float64))
     two = method.fit(episode.to(torch.float64)).logits(episode.test.features)
     assert one.dtype == torch.float32 and two.dtype == torch.float64
-    torch.testing.assert_close(one.double(), two, rtol=0, atol=5e-2)  # rounding grows over the steps; logits reach 100
+    torch.testing.assert_close(one.double(), two, rtol=0, atol=1e-2)
     assert (one.argmax(1) == two.argmax(1)).double().mean() >= 0.999
 
 

@@ -258,6 +258,9 @@ if BACKBONE == "pocket":
           f"{block:.0f} % for the last visual block")
 
 # %% [markdown]
+# The paper says D/4 of 16 shots, on eleven datasets. Two banks and four shots are what a minute allows, so this is no test
+# of that: set `shots` above to `[1, 16]`.
+#
 # Should fine-tuning be ahead, that is no verdict on the paper's claim. The paper fine-tuned encoders that had read 400
 # million captioned pictures, so there was much to lose. The pocket CLIP knows photographs of ImageNet's objects, and
 # pictures of 28 × 28 pixels are far from those. Which of the two decides is not known here;
