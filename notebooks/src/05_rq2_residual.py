@@ -218,8 +218,8 @@ plots.training_curves(curves)
 
 # %% [markdown]
 # *Figure: the adapter beside fine-tuning, one seed, 4 shots; the visual block is tested on 100 pictures only, so its line
-# is known to about eight points. Fine-tuning stops after 30 and 20 steps, to keep to a minute: where a line still rises, more
-# steps would give more.*
+# is known to about eight points. Fine-tuning stops after 30 and 20 steps, to keep to a minute: where a line still rises,
+# more steps would give more.*
 #
 # The same as a table, with what it cost. Seconds include each method's own search: eleven ratios, or three rates.
 
