@@ -17,6 +17,7 @@ from .plots.style import count
 PAPER = "background: white; padding: 6px; border-radius: 4px; max-width: 100%; box-sizing: border-box"
 NOTE = "border-left: 4px solid #d55e00; padding-left: 8px; margin: 4px 0; line-height: 1.4"  # the theme's own text colour
 MOST_ROWS = 8  # settings that the ablation explorer remembers
+STEPS = 60  # of a live training, half of CLIPAdapter's own, so that a control answers within 0.3 s
 
 
 class Explorer(ipywidgets.VBox):
@@ -131,6 +132,7 @@ def episode_viewer(dataset=None) -> Explorer:
 def alpha_slider(episode) -> Explorer:
     """Train a CLIP-Adapter at the α of the slider, live, beside the ratios tried before: `plots.alpha_history`.
 
+    A live training takes `STEPS` steps, here and in the two explorers below, and their figures say so.
     Raises BankError for an episode without validation images, which is what α is judged on.
     """
     from .methods import CLIPAdapter, ZeroShot
@@ -139,10 +141,10 @@ def alpha_slider(episode) -> Explorer:
     zero_shot, tried = ZeroShot().fit(episode).val_accuracy, {}
 
     def draw(alpha: float):
-        fitted = CLIPAdapter(alpha=round(alpha, 2)).fit(episode)
+        fitted = CLIPAdapter(alpha=round(alpha, 2), steps=STEPS).fit(episode)
         tried.pop(fitted.alpha, None)  # the current one goes last
         tried[fitted.alpha] = fitted.accuracy(episode.support), fitted.val_accuracy
-        return plots.alpha_history(tried, zero_shot, episode.backbone_name)
+        return plots.alpha_history(tried, zero_shot, episode.backbone_name, f", {STEPS} steps each")
 
     return Explorer(draw, alpha=_ratio(0.2))
 
@@ -158,7 +160,8 @@ def training_curve_explorer(episode) -> Explorer:
         label = f"{f'α = {alpha:g}' if residual else 'no residual'}, D/{reduction}"
         before = [(f"before: {name}", old) for name, old in list(shown.items())[-1:] if name != label]
         shown.pop(label, None)
-        shown[label] = training_curve(CLIPAdapter(alpha=alpha, reduction=reduction), episode, every=12)
+        method = CLIPAdapter(alpha=alpha, reduction=reduction, steps=STEPS)
+        shown[label] = training_curve(method, episode, every=6)
         return plots.training_curves({label: shown[label], **dict(before)})
 
     residual = _box("Residual blend (off: α = 1)", True, "230px")
@@ -192,12 +195,13 @@ def ablation_explorer(banks) -> Explorer:
         if (dataset, shots) not in tried:
             tried[dataset, shots] = {plots.NAMES["zero-shot"]: judged(ZeroShot(), task)}
         rows, label = tried[dataset, shots], f"{branch}, D/{reduction}, α = {alpha:g}"
-        method = CLIPAdapter(branch=branch, reduction=reduction, alpha=alpha, beta=alpha)
+        method = CLIPAdapter(branch=branch, reduction=reduction, alpha=alpha, beta=alpha, steps=STEPS)
         rows[label] = rows.pop(label, None) or judged(method, task)  # the current one goes last
         if len(rows) > MOST_ROWS:
             del rows[list(rows)[1]]
         shown = {name: {split: v for split, v in row.items() if test or split != "test"} for name, row in rows.items()}
-        return plots.settings_tried(shown, f"{dataset}, {count(shots, 'shot')} per class", task.backbone_name)
+        return plots.settings_tried(shown, f"{dataset}, {count(shots, 'shot')} per class, {STEPS} steps",
+                                    task.backbone_name)
 
     first, many = next(iter(banks.values())), (1, 2, 4, 8, 16)
     return Explorer(draw, dataset=_choice("Dataset", list(banks)),

@@ -57,7 +57,7 @@ def test_the_alpha_slider_trains_at_its_value_and_keeps_what_was_tried(toy_bank)
     check_controls(widget)
     for alpha in (0.7, 0.0, 0.3):
         moves(widget, "alpha", alpha)
-    fitted = CLIPAdapter(alpha=0.3).fit(episode)
+    fitted = CLIPAdapter(alpha=0.3, steps=widgets.STEPS).fit(episode)
     (axis,) = widget.figure.axes
     assert axis.get_title() == (f"α = 0.3: train {100 * fitted.accuracy(episode.support):.1f} %, "
                                 f"validation {100 * fitted.val_accuracy:.1f} %")
@@ -84,7 +84,7 @@ def test_the_curve_explorer_shows_this_setting_beside_the_one_before(toy_bank):
     assert widget.controls["alpha"].disabled
     moves(widget, "reduction", 16)
     axis = widget.figure.axes[0]
-    wanted = training_curve(CLIPAdapter(alpha=1.0, reduction=16), episode, every=12)
+    wanted = training_curve(CLIPAdapter(alpha=1.0, reduction=16, steps=widgets.STEPS), episode, every=6)
     assert list(axis.lines[1].get_ydata()) == pytest.approx([100 * v for v in wanted.test])
     assert settings(axis) == {"no residual, D/16", "before: no residual, D/4"}
     moves(widget, "residual", True)
@@ -106,7 +106,7 @@ def test_the_ablation_explorer_trains_the_setting_and_hides_test_until_asked(toy
     moves(widget, "alpha", 0.6)
     moves(widget, "reduction", 8)
     episode = banks[0].episode(2, seed=1)
-    fitted = CLIPAdapter(branch="both", alpha=0.6, beta=0.6, reduction=8).fit(episode)
+    fitted = CLIPAdapter(branch="both", alpha=0.6, beta=0.6, reduction=8, steps=widgets.STEPS).fit(episode)
     numbers = [f"train {100 * fitted.accuracy(episode.support):.0f}", f"validation {100 * fitted.val_accuracy:.0f}"]
     (axis,) = widget.figure.axes
     assert [t.get_text() for t in axis.get_yticklabels()] == [

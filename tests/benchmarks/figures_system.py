@@ -21,7 +21,7 @@ SEEDS, MOVES, BATCH = (1, 2, 3), 40, 64
 # ── the widget ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 def widget_p95_ms(quick: bool) -> Measured:
-    from clip_adapter_lite.widgets import alpha_slider
+    from clip_adapter_lite.widgets import STEPS, alpha_slider
     explorer, count = alpha_slider(cal.FeatureBank.load("cifar10").episode(16, 1)), 4 if quick else MOVES
 
     def move(alpha: float) -> None:
@@ -34,7 +34,7 @@ def widget_p95_ms(quick: bool) -> Measured:
     p95 = taken[ceil(0.95 * count) - 1]
     return Measured(p95, (
         f"Of {count} moves of the α slider, 95 % take up to {p95:.0f} ms, half of them up to {median(taken):.0f} ms: what "
-        f"`alpha_slider` does in the kernel, a fit of {cal.CLIPAdapter.steps} steps, its figure drawn and rendered as PNG "
+        f"`alpha_slider` does in the kernel, a fit of {STEPS} steps, its figure drawn and rendered as PNG "
         f"(cifar10, 10 classes × 16 shots, {plural(torch.get_num_threads())}; the browser's part is not in it)."))
 
 
