@@ -13,8 +13,8 @@ from ..banks import BankError, Episode, Split
 
 
 def lengths(x: Tensor) -> Tensor:
-    """The length [N, 1] of each row, never 0."""
-    return x.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    """The length [N, 1] of each row, never 0; in training cheaper than `norm`, whose backward makes one more [N, D]."""
+    return torch.linalg.vecdot(x, x)[..., None].clamp_min(1e-24).sqrt()
 
 
 def cosine_logits(features: Tensor, weights: Tensor, logit_scale: float) -> Tensor:
