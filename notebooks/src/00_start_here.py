@@ -13,7 +13,7 @@
 #
 # **Prerequisites:** Python; you have trained a model in PyTorch before; you have heard of CLIP.
 #
-# **Minutes:** about 10 minutes to read, 37 s to run on two cores.
+# **Minutes:** about 10 minutes to read, 25 s to run on two cores.
 #
 # **Whose features:** this course ships a *pocket CLIP*, small enough for a laptop. Its image tower was trained on
 # ImageNet with labels and its text tower is distilled from another text model. Its numbers show how the methods

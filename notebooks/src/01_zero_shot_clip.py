@@ -9,7 +9,7 @@
 #
 # **Prerequisites:** [00 start here](00_start_here.ipynb); you know what a softmax is.
 #
-# **Minutes:** about 15 minutes to read, 21 s to run on two cores.
+# **Minutes:** about 15 minutes to read, 16 s to run on two cores.
 #
 # **Whose features:** the pocket CLIP's, with an ImageNet-supervised image tower and a distilled text tower. Nothing
 # here is a claim about OpenAI's CLIP.

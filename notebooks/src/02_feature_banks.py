@@ -9,7 +9,7 @@
 #
 # **Prerequisites:** [01 zero-shot CLIP](01_zero_shot_clip.ipynb).
 #
-# **Minutes:** about 15 minutes to read, 50 s to run on two cores.
+# **Minutes:** about 15 minutes to read, 27 s to run on two cores.
 #
 # **Whose features:** the pocket CLIP's, with an ImageNet-supervised image tower and a distilled text tower. Nothing
 # here is a claim about OpenAI's CLIP.

@@ -10,7 +10,7 @@
 # **Prerequisites:** notebooks [01](01_zero_shot_clip.ipynb) and [02](02_feature_banks.ipynb); you have written a PyTorch
 # training loop before.
 #
-# **Minutes:** about 25 minutes to read, 45 s to run on two cores.
+# **Minutes:** about 25 minutes to read, 29 s to run on two cores.
 #
 # **Whose features:** the pocket CLIP's. Its image tower was trained on ImageNet with labels. The numbers show how the
 # method behaves and say nothing about OpenAI's CLIP.

@@ -10,7 +10,7 @@
 #
 # **Prerequisites:** notebooks [01](01_zero_shot_clip.ipynb) to [03](03_the_adapter.ipynb).
 #
-# **Minutes:** about 20 minutes to read, 50 s to run on two cores.
+# **Minutes:** about 20 minutes to read, 35 s to run on two cores.
 #
 # **Whose features:** the pocket CLIP's. Its image tower was trained on ImageNet with labels. The numbers show how the
 # methods behave and say nothing about OpenAI's CLIP.

@@ -9,7 +9,7 @@
 #
 # **Prerequisites:** notebook [03](03_the_adapter.ipynb).
 #
-# **Minutes:** about 20 minutes to read, 65 s to run on two cores.
+# **Minutes:** about 20 minutes to read, 35 s to run on two cores.
 #
 # **Whose features:** the pocket CLIP's. Its image tower was trained on ImageNet with labels. The numbers show how the
 # method behaves and say nothing about OpenAI's CLIP.
@@ -99,7 +99,7 @@ plots.differences(found, BACKBONE)
 reference = cal.reference()
 searched = reference[reference.method == "clip-adapter"]
 for count, rows in searched.groupby("shots"):
-    print(f"{count:2} shots: α = 1 in {100 * (rows.alpha == 1).mean():3.0f} % of {len(rows)} fits, "
+    print(f"shots {count:2}: α = 1 in {100 * (rows.alpha == 1).mean():3.0f} % of {len(rows)} fits, "
           f"median α {rows.alpha.median():.1f}")
 
 # %%

@@ -9,7 +9,7 @@
 #
 # **Prerequisites:** notebooks [03](03_the_adapter.ipynb) and [06](06_rq3_configuration.ipynb).
 #
-# **Minutes:** about 15 minutes to read, 54 s to run on two cores.
+# **Minutes:** about 15 minutes to read, 30 s to run on two cores.
 #
 # **Whose features:** the pocket CLIP's. Its image tower was trained on ImageNet with labels. The numbers show how the
 # method behaves and say nothing about OpenAI's CLIP.

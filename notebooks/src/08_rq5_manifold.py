@@ -10,7 +10,7 @@
 #
 # **Prerequisites:** notebooks [03](03_the_adapter.ipynb) and [05](05_rq2_residual.ipynb).
 #
-# **Minutes:** about 20 minutes to read, 62 s to run on two cores.
+# **Minutes:** about 20 minutes to read, 32 s to run on two cores.
 #
 # **Whose features:** the pocket CLIP's. Its image tower was trained on ImageNet with labels. The numbers show how the
 # method behaves and say nothing about OpenAI's CLIP.

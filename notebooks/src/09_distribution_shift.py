@@ -10,7 +10,7 @@
 #
 # **Prerequisites:** [02](02_feature_banks.ipynb), [03](03_the_adapter.ipynb) and [04](04_rq1_prompt_tuning.ipynb).
 #
-# **Minutes:** about 25 minutes to read, 57 s to run on two cores.
+# **Minutes:** about 25 minutes to read, 28 s to run on two cores.
 #
 # **Whose features:** the pocket CLIP's. Its image tower was trained on ImageNet with labels, which are photos. Nothing here
 # is a claim about OpenAI's CLIP.

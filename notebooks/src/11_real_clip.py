@@ -10,7 +10,7 @@
 #
 # **Prerequisites:** [00](00_start_here.ipynb) to [03](03_the_adapter.ipynb).
 #
-# **Minutes:** about 20 minutes to read, 33 s to run on two cores with the pocket CLIP. With real CLIP, add the download of
+# **Minutes:** about 20 minutes to read, 18 s to run on two cores with the pocket CLIP. With real CLIP, add the download of
 # its weights; that was not measured here.
 #
 # **Whose features:** those of the backbone that you set below. As committed it is the pocket CLIP, whose image tower was
