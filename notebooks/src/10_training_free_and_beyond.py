@@ -173,7 +173,7 @@ for name, logits in {"zero-shot": zero_shot, "cache": zero_shot + 1.17 * votes(t
 # NBVAL_CHECK_OUTPUT
 C, D = W.shape
 for shots in (1, 4, 16, 48):
-    print(f"{shots:2} shots: Tip-Adapter-F {shots * C * D:>9,}   CLIP-Adapter {2 * D * (D // 4):>9,}")
+    print(f"shots {shots:2}: Tip-Adapter-F {shots * C * D:>9,}   CLIP-Adapter {2 * D * (D // 4):>9,}")
 print(f"equal at {D / (2 * C):.1f} shots with C = {C} classes; with 1000 classes at {D / 2000:.2f}")
 
 # %% [markdown]
@@ -266,7 +266,7 @@ for rival in ("tip-adapter", "tip-adapter(finetune=True)"):
 # %%
 # NBVAL_CHECK_OUTPUT
 for shots in (1, 16, 64):
-    print(f"{shots:2} shots: {1000 * shots * 1024 * 4 / 1e6:5.0f} MB of keys, {1000 * shots:>6,} comparisons a picture")
+    print(f"shots {shots:2}: {1000 * shots * 1024 * 4 / 1e6:5.0f} MB of keys, {1000 * shots:>6,} comparisons a picture")
 print(f"CLIP-Adapter, any number of shots: {2 * 1024 * 256 * 4 / 1e6:.0f} MB")
 
 # %% [markdown]
