@@ -13,6 +13,7 @@ import ipywidgets
 
 from . import plots
 from .plots.style import count
+from .training import threads
 
 PAPER = "background: white; padding: 6px; border-radius: 4px; max-width: 100%; box-sizing: border-box"
 NOTE = "border-left: 4px solid #d55e00; padding-left: 8px; margin: 4px 0; line-height: 1.4"  # the theme's own text colour
@@ -38,7 +39,8 @@ class Explorer(ipywidgets.VBox):
 
     def _update(self, _=None) -> None:
         try:
-            self.figure = self.draw(**{name: control.value for name, control in self.controls.items()})
+            with threads(1):  # the browser and the server want the other core: with two, answers came a fifth later
+                self.figure = self.draw(**{name: control.value for name, control in self.controls.items()})
         except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
             self.message = str(error)
         else:
@@ -161,7 +163,7 @@ def training_curve_explorer(episode) -> Explorer:
         before = [(f"before: {name}", old) for name, old in list(shown.items())[-1:] if name != label]
         shown.pop(label, None)
         method = CLIPAdapter(alpha=alpha, reduction=reduction, steps=STEPS)
-        shown[label] = training_curve(method, episode, every=6)
+        shown[label] = training_curve(method, episode, every=10)
         return plots.training_curves({label: shown[label], **dict(before)})
 
     residual = _box("Residual blend (off: α = 1)", True, "230px")
