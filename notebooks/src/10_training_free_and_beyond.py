@@ -128,7 +128,7 @@ print(f"both choose α = {alpha}, β = {beta}; {library.details['tied']} of 99 p
 # are. It is a two-layer network whose first layer begins at the pictures themselves.
 
 # %%
-def train_keys(alpha=1.17, beta=1.0, steps=60, rate=1e-3):
+def train_keys(alpha=1.17, beta=1.0, steps=60, rate=3e-3):
     keys = F.clone().requires_grad_()
     optimizer = torch.optim.AdamW([keys], lr=rate, weight_decay=1e-2)
     support = episode.support.features

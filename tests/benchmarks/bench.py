@@ -1,6 +1,6 @@
 """The bench: every speed and memory figure the project is judged by, measured here and now.
 
-    python tests/benchmarks/bench.py                              # all, about a quarter of an hour on two idle cores
+    python tests/benchmarks/bench.py                              # all, half an hour on two idle cores
     python tests/benchmarks/bench.py --only coop-speedup          # one; the others keep their lines in results/bench.json
     python tests/benchmarks/bench.py --quick                      # does every figure still work? its numbers mean nothing
     python tests/benchmarks/bench.py --profile adapter-over-matmul    # where the time goes

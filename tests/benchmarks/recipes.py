@@ -1,6 +1,6 @@
 """How steps and rates were chosen, and accuracy against steps for ours and for the peers' protocol.
 
-    python tests/benchmarks/recipes.py            # about ten minutes on two idle cores
+    python tests/benchmarks/recipes.py            # 23 minutes on two idle cores
     python tests/benchmarks/recipes.py --quick    # one bank; or --only "α = 0.2"
 
 Accuracies are those of the bundled banks' validation parts (which hold the few images that α is selected on); test splits
@@ -63,6 +63,8 @@ def lines() -> list[tuple[str, str, Callable]]:
     chosen = [cal.CLIPAdapter(**setting, steps=s, rate=r) for setting in settings
               for s, r in ((30, 1e-3), (60, 5e-4), (60, 1e-3), (120, 3e-4), (120, 5e-4), (120, 1e-3))]
     chosen += [cal.CoOp(steps=100, rate=r) for r in (3e-3, 1e-2, 3e-2)]
+    chosen += [cal.TipAdapter(finetune=True, steps=s, rate=r) for s, r in
+               ((20, 3e-3), (60, 3e-4), (60, 1e-3), (60, 3e-3), (60, 1e-2), (120, 1e-3), (120, 3e-3))]
     found = [("recipes", f"{replace(m, steps=type(m).steps, rate=type(m).rate).label}, {m.steps} steps at {m.rate:g}",
               partial(ours, m)) for m in chosen]
     for alpha in (0.2, 0.6):
