@@ -18,7 +18,7 @@ from .training import threads
 PAPER = "background: white; padding: 6px; border-radius: 4px; max-width: 100%; box-sizing: border-box"
 NOTE = "border-left: 4px solid #d55e00; padding-left: 8px; margin: 4px 0; line-height: 1.4"  # the theme's own text colour
 MOST_ROWS = 8  # settings that the ablation explorer remembers
-STEPS = 60  # of a live training, half of CLIPAdapter's own, so that a control answers within 0.3 s
+STEPS = 40  # of a live training, a third of CLIPAdapter's own, so that a control answers within 0.3 s
 
 
 class Explorer(ipywidgets.VBox):
@@ -163,7 +163,7 @@ def training_curve_explorer(episode) -> Explorer:
         before = [(f"before: {name}", old) for name, old in list(shown.items())[-1:] if name != label]
         shown.pop(label, None)
         method = CLIPAdapter(alpha=alpha, reduction=reduction, steps=STEPS)
-        shown[label] = training_curve(method, episode, every=10)
+        shown[label] = training_curve(method, episode, every=5)
         return plots.training_curves({label: shown[label], **dict(before)})
 
     residual = _box("Residual blend (off: α = 1)", True, "230px")

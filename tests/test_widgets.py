@@ -84,7 +84,7 @@ def test_the_curve_explorer_shows_this_setting_beside_the_one_before(toy_bank):
     assert widget.controls["alpha"].disabled
     moves(widget, "reduction", 16)
     axis = widget.figure.axes[0]
-    wanted = training_curve(CLIPAdapter(alpha=1.0, reduction=16, steps=widgets.STEPS), episode, every=10)
+    wanted = training_curve(CLIPAdapter(alpha=1.0, reduction=16, steps=widgets.STEPS), episode, every=5)
     assert list(axis.lines[1].get_ydata()) == pytest.approx([100 * v for v in wanted.test])
     assert settings(axis) == {"no residual, D/16", "before: no residual, D/4"}
     moves(widget, "residual", True)

@@ -215,7 +215,7 @@ plots.alpha_history(tried, tried[0.0][1], BACKBONE)
 #
 # ### Try it: an α slider that retrains live
 #
-# Move the slider with the arrow keys. Each stop trains an adapter in a moment (60 steps, half
+# Move the slider with the arrow keys. Each stop trains an adapter in a moment (40 steps, a third
 # of the library's 120) and adds a point.
 
 # %%

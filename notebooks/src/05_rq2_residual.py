@@ -143,7 +143,7 @@ plots.training_curves(curves)
 #
 # ### Try it: residual, ratio and width
 #
-# Each change trains again (60 steps, half of the library's), beside the setting before.
+# Each change trains again (40 steps, a third of the library's), beside the setting before.
 
 # %%
 widgets.training_curve_explorer(episode)
