@@ -7,7 +7,7 @@ from pathlib import Path
 from .banks import FeatureBank
 from .compare import COLUMNS, Results, Run, checked, execute, tidy
 from .engines import check_engine
-from .methods import CLIPAdapter, Method
+from .methods import CLIPAdapter, Method, with_settings
 
 
 def plan_sweep(banks: Iterable[FeatureBank], base: Method, grid: Mapping[str, Sequence], shots: Iterable[int],
@@ -25,7 +25,7 @@ def plan_sweep(banks: Iterable[FeatureBank], base: Method, grid: Mapping[str, Se
 
 def _at(base: Method, point: Mapping) -> Method:
     """The method at a point of the grid. A text adapter's ratio is β: it follows the grid's α unless it has values there."""
-    method = replace(base, **point)
+    method = with_settings(base, point)
     if isinstance(method, CLIPAdapter) and method.branch != "visual" and "alpha" in point and "beta" not in point:
         method = replace(method, beta=point["alpha"])
     return method

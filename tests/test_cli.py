@@ -161,7 +161,19 @@ def test_compare_then_resume_then_again(run, tmp_path):
         assert row | {"seconds": 0} in [r | {"seconds": 0} for r in rows]
 
 
+def test_methods_take_settings_in_brackets(run, tmp_path):
+    out = tmp_path / "study.csv"
+    methods = "tip-adapter(finetune=true), clip-adapter(alpha=0.2,steps=5)"
+    text = run("compare", "--banks", "rsscn7", "--methods", methods, "--shots", "1", "--seeds", "1", "--out", out)
+    episode, rows = cal.FeatureBank.load("rsscn7").episode(1, seed=1), rows_of(out)
+    asked = [cal.TipAdapter(finetune=True), cal.CLIPAdapter(alpha=0.2, steps=5)]
+    assert [row["method"] for row in rows] == [method.label for method in asked]
+    assert [float(row["accuracy"]) for row in rows] == [m.fit(episode).accuracy(episode.test) for m in asked]
+    assert all(method.label in text for method in asked)
+
+
 @pytest.mark.parametrize("changed, said", [
+    (["--methods", "clip-adapter(alfa=1)"], "clip-adapter has no setting 'alfa'"),
     (["--banks", "imagenet"], "No bank 'imagenet'"), (["--banks", "pacs-photo,nowhere.safetensors"], "nowhere.safetensors"),
     (["--banks", ""], "Nothing to run"), (["--methods", "clip-adaptor"], "Unknown method 'clip-adaptor'; the methods are"),
     (["--methods", "zero-shot,zero-shot"], "asked for twice"), (["--shots", "0"], "shots must be at least 1; got 0"),

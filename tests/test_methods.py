@@ -3,6 +3,7 @@
 Exact claims are made in float64: in float32 AdamW divides rounding noise by its own size and so amplifies it.
 """
 import random
+import re
 from dataclasses import FrozenInstanceError, fields, replace
 from functools import cache
 
@@ -14,8 +15,9 @@ from threadpoolctl import threadpool_limits
 from torch.nn.functional import softmax
 
 from clip_adapter_lite import BankError, CLIPAdapter, CoOp, Episode, FeatureBank, LinearProbe, Split, ZeroShot, backbones
-from clip_adapter_lite.methods import METHODS, coop, method_named
+from clip_adapter_lite.methods import METHODS, coop, listed, method_named, setting_value, with_settings
 from clip_adapter_lite.methods.tip_adapter import TipAdapter
+from clip_adapter_lite.reference import METHODS as REFERENCE
 
 torch.set_num_threads(1)  # toy sizes: more threads only wait for each other
 threadpool_limits(1)  # and thirty times as long in L-BFGS on a busy machine
@@ -478,6 +480,44 @@ def test_settings_are_frozen_and_keyword_only(method):
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_is_found_by_its_name(name):
     assert method_named(name) == METHODS[name]() and method_named(name).label == name
+
+
+@pytest.mark.parametrize("method", [
+    *REFERENCE.values(), CLIPAdapter(alpha=0.5, grid=(0.0, 0.5), branch="both", final_relu=True), CoOp(words="a b", steps=7),
+    TipAdapter(start=(2.0, 1.0), alpha=3.5), LinearProbe(C=1e-05), ZeroShot(templates=("a {}.", "the {}, here."))],
+    ids=lambda method: method.label)
+def test_a_label_leads_back_to_its_method(method):
+    assert method_named(method.label) == method
+    assert listed(f"coop, {method.label},coop") == ["coop", method.label, "coop"]
+
+
+def test_a_label_may_be_typed_as_people_do():
+    assert method_named(" tip-adapter( finetune=true )") == TipAdapter(finetune=True)
+    assert method_named("clip-adapter(alpha=learned,reduction=8)") == CLIPAdapter(alpha="learned", reduction=8)
+    assert method_named("clip-adapter(alpha=1)") == CLIPAdapter(alpha=1)
+    assert [setting_value(text) for text in ("1", "0.5", "1e-3", "True", "none", "val", "")] == [1, 0.5, 1e-3, True, None,
+                                                                                               "val", ""]
+
+
+@pytest.mark.parametrize("label, says", [
+    ("clip-adapter(alfa=1)", "clip-adapter has no setting 'alfa'; it has device, branch, alpha"),
+    ("clip-adapter(reduction=a)", "reduction of clip-adapter must be a whole number; got 'a'"),
+    ("clip-adapter(steps=1.5)", "steps of clip-adapter must be a whole number; got 1.5"),
+    ("clip-adapter(alpha=true)", "alpha of clip-adapter must be a number or a word; got True"),
+    ("tip-adapter(finetune=1)", "finetune of tip-adapter must be true or false; got 1"),
+    ("coop(words=3)", "words of coop must be a word or none; got 3"), ("coop()x", "settings stand in brackets"),
+    ("clip-adapter(alpha=0.2", "settings stand in brackets"),
+    ("clip-adapter(alpha=2)", "alpha must be a number from 0 to 1"),
+    ("coop(__import__('os'))", "coop has no setting")])
+def test_settings_that_cannot_be_are_one_sentence(label, says):
+    with pytest.raises(ValueError, match=re.escape(says)) as error:
+        method_named(label)
+    assert one_sentence(error)
+
+
+def test_numbers_of_numpy_are_numbers():
+    point = {"alpha": np.float64(0.5), "reduction": np.int64(2)}
+    assert with_settings(CLIPAdapter(), point) == CLIPAdapter(alpha=0.5, reduction=2)
 
 
 def test_an_unknown_name_is_refused_with_the_names_there_are():

@@ -114,6 +114,7 @@ def test_a_sweep_killed_in_the_middle_is_resumed(tmp_path):
     (dict(grid={"alpha": []}), "Nothing to run"),
     (dict(grid={"alpha": [0.2, 0.2]}), "asked for twice"),
     (dict(grid={"alpha": [1.5]}), "from 0 to 1"),
+    (dict(grid={"reduction": ["a"]}), "reduction of clip-adapter must be a whole number; got 'a'"),
     (dict(jobs=0), "jobs must be"),
     (dict(engine="slurm"), "engine must be one of joblib, ray"),
     (dict(address="10.0.0.1:6379"), "engine='ray'"),

@@ -15,7 +15,3 @@ def numbers(text: str, option: str) -> list[int]:
     except ValueError:
         raise typer.BadParameter(f"{option} takes whole numbers with commas between them, such as 1,2,4; got '{text}'."
                                  ) from None
-
-
-def names(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]

@@ -6,7 +6,8 @@ import typer
 from rich.table import Table
 
 from ..banks import cache_folder
-from .app import app, console, names, numbers
+from ..methods import listed
+from .app import app, console, numbers
 from .studies import Address, Engine, Jobs, Resume, stoppable
 
 
@@ -42,7 +43,7 @@ def reproduce(
     with console.status("reading banks"):
         found = banks_in(folder) if banks or folder.is_dir() else []
     with stoppable(out / "runs.csv"):
-        table = run(found, backbone, methods=names(methods), shots=numbers(shots, "--shots"),
+        table = run(found, backbone, methods=listed(methods), shots=numbers(shots, "--shots"),
                     seeds=numbers(seeds, "--seeds"), out=out, resume=resume, jobs=jobs, engine=engine,
                     address=address or None, progress=True)
     measured = table[table.seeds > 0]

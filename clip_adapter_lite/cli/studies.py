@@ -8,8 +8,8 @@ from rich.table import Table
 
 from ..banks import FeatureBank
 from ..engines import ENGINES
-from ..methods import METHODS, CoOp, method_named
-from .app import app, console, names, numbers
+from ..methods import METHODS, CoOp, listed, method_named, setting_value
+from .app import app, console, numbers
 
 Jobs = Annotated[int, typer.Option(help="Processes; -1 for one a core.")]
 Engine = Annotated[str, typer.Option(help=f"{' or '.join(ENGINES)}: processes of this machine, or Ray's workers.")]
@@ -21,7 +21,8 @@ AllowFewer = Annotated[bool, typer.Option("--allow-fewer", help="Take what there
 @app.command()
 def compare(
     banks: Annotated[str, typer.Option(help="Names or paths of banks, with commas.")] = "caltech101,pacs-cartoon,dtd10",
-    methods: Annotated[str, typer.Option(help=f"Of {', '.join(METHODS)}; with commas.")] =
+    methods: Annotated[str, typer.Option(help=f"Of {', '.join(METHODS)}; with commas. Settings stand in "
+                                              "brackets, as in tables: tip-adapter(finetune=true).")] =
         "zero-shot,linear-probe,coop,clip-adapter",
     shots: Annotated[str, typer.Option(help="Training images per class.")] = "1,2,4,8,16",
     seeds: Annotated[str, typer.Option(help="Which few-shot draws.")] = "1,2,3",
@@ -37,13 +38,13 @@ def compare(
 
     Fitted on the few shots, selected on min(shots, 4) validation images a class, judged once on the whole test split.
 
-    Example: `clip-adapter-lite compare --banks rsscn7 --shots 1,16 --seeds 1,2,3`
+    Example: `clip-adapter-lite compare --banks rsscn7 --methods "clip-adapter,tip-adapter(finetune=true)" --shots 1,16`
     """
     from .. import plots
     from ..compare import compare as run
     from ..compare import pending, summarise
-    loaded = [FeatureBank.load(name, backbone) for name in names(banks)]
-    study = dict(banks=loaded, methods=names(methods), shots=numbers(shots, "--shots"), seeds=numbers(seeds, "--seeds"),
+    loaded = [FeatureBank.load(name, backbone) for name in listed(banks)]
+    study = dict(banks=loaded, methods=listed(methods), shots=numbers(shots, "--shots"), seeds=numbers(seeds, "--seeds"),
                  allow_fewer=allow_fewer)
     console.print(pending(**study, out=out if resume else None))
     with stoppable(out):
@@ -103,20 +104,7 @@ def grid_axis(text: str) -> tuple[str, list]:
     name, _, values = text.partition("=")
     if not name.strip() or not values.strip():
         raise typer.BadParameter(f"--grid takes a setting and its values, such as alpha=0,0.2,0.5; got '{text}'.")
-    return name.strip().replace("-", "_"), [_value(part.strip()) for part in values.split(",") if part.strip()]
-
-
-def _value(text: str):
-    """A number, true or false, or the word itself."""
-    words = {"true": True, "false": False, "none": None}
-    if text.lower() in words:
-        return words[text.lower()]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
-    return text
+    return name.strip().replace("-", "_"), [setting_value(part) for part in listed(values)]
 
 
 @app.command()
@@ -146,7 +134,7 @@ def sweep(
     from ..sweep import chosen_on_validation, plan_sweep
     from ..sweep import sweep as run
     axes = dict(map(grid_axis, grid))
-    study = dict(banks=[FeatureBank.load(name, backbone) for name in names(banks)], base=method_named(method), grid=axes,
+    study = dict(banks=[FeatureBank.load(name, backbone) for name in listed(banks)], base=method_named(method), grid=axes,
                  shots=numbers(shots, "--shots"), seeds=numbers(seeds, "--seeds"), allow_fewer=allow_fewer)
     console.print(f"{len(plan_sweep(**study))} runs: {len(study['banks'])} bank(s) × "
                   f"{' × '.join(f'{len(values)} {name}' for name, values in axes.items())} × {len(study['shots'])} shots × "

@@ -15,7 +15,8 @@ from .app import app, console
 def fit(
     bank: Annotated[str, typer.Option(help="Name or path of a bank.")],
     out: Annotated[Path, typer.Option(help="Where the classifier goes, as .safetensors.")],
-    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "clip-adapter",
+    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}; settings in brackets: "
+                                            "\"clip-adapter(alpha=0.2)\".")] = "clip-adapter",
     shots: Annotated[int, typer.Option(help="Training images per class.")] = 16,
     seed: Annotated[int, typer.Option(help="Which few-shot draw.")] = 1,
     backbone: Annotated[str, typer.Option(help="Whose bank to load.")] = "pocket",
