@@ -279,7 +279,7 @@ for statement, comparison in claims.items():
 # NBVAL_CHECK_OUTPUT
 for shots in (1, 16):
     rows = complete[complete.shots == shots]
-    print(f"{shots:2} shots, α searched or 0.2: {cal.paired_bootstrap(rows, 'clip-adapter', 'clip-adapter(alpha=0.2)')}")
+    print(f"shots {shots:2}: α searched or 0.2: {cal.paired_bootstrap(rows, 'clip-adapter', 'clip-adapter(alpha=0.2)')}")
     print(f"          α = 0.2 or the probe: {cal.paired_bootstrap(rows, 'clip-adapter(alpha=0.2)', 'linear-probe')}")
 
 # %% [markdown]
