@@ -39,7 +39,7 @@ class Explorer(ipywidgets.VBox):
 
     def _update(self, _=None) -> None:
         try:
-            with threads(1):  # the browser and the server want the other core: with two, answers came a fifth later
+            with threads(1):  # the browser and the server want the other core
                 self.figure = self.draw(**{name: control.value for name, control in self.controls.items()})
         except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
             self.message = str(error)
@@ -146,7 +146,7 @@ def alpha_slider(episode) -> Explorer:
         fitted = CLIPAdapter(alpha=round(alpha, 2), steps=STEPS).fit(episode)
         tried.pop(fitted.alpha, None)  # the current one goes last
         tried[fitted.alpha] = fitted.accuracy(episode.support), fitted.val_accuracy
-        return plots.alpha_history(tried, zero_shot, episode.backbone_name, f", {STEPS} steps each")
+        return plots.alpha_history(tried, zero_shot, episode.backbone_name, STEPS)
 
     return Explorer(draw, alpha=_ratio(0.2))
 

@@ -173,7 +173,7 @@ def test_methods_take_settings_in_brackets(run, tmp_path):
 
 
 @pytest.mark.parametrize("changed, said", [
-    (["--methods", "clip-adapter(alfa=1)"], "clip-adapter has no setting 'alfa'"),
+    (["--methods", "clip-adapter(alfa=1)"], "'alfa', which is no setting of clip-adapter"),
     (["--banks", "imagenet"], "No bank 'imagenet'"), (["--banks", "pacs-photo,nowhere.safetensors"], "nowhere.safetensors"),
     (["--banks", ""], "Nothing to run"), (["--methods", "clip-adaptor"], "Unknown method 'clip-adaptor'; the methods are"),
     (["--methods", "zero-shot,zero-shot"], "asked for twice"), (["--shots", "0"], "shots must be at least 1; got 0"),

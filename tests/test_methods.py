@@ -500,7 +500,8 @@ def test_a_label_may_be_typed_as_people_do():
 
 
 @pytest.mark.parametrize("label, says", [
-    ("clip-adapter(alfa=1)", "clip-adapter has no setting 'alfa'; it has device, branch, alpha"),
+    ("clip-adapter(alfa=1)", "There is 'alfa', which is no setting of clip-adapter; it has device, branch, alpha"),
+    ("clip-adapter(reduction={[]: 1})", "reduction of clip-adapter must be a whole number"),
     ("clip-adapter(reduction=a)", "reduction of clip-adapter must be a whole number; got 'a'"),
     ("clip-adapter(steps=1.5)", "steps of clip-adapter must be a whole number; got 1.5"),
     ("clip-adapter(alpha=true)", "alpha of clip-adapter must be a number or a word; got True"),
@@ -508,7 +509,7 @@ def test_a_label_may_be_typed_as_people_do():
     ("coop(words=3)", "words of coop must be a word or none; got 3"), ("coop()x", "settings stand in brackets"),
     ("clip-adapter(alpha=0.2", "settings stand in brackets"),
     ("clip-adapter(alpha=2)", "alpha must be a number from 0 to 1"),
-    ("coop(__import__('os'))", "coop has no setting")])
+    ("coop(__import__('os'))", "which is no setting of coop")])
 def test_settings_that_cannot_be_are_one_sentence(label, says):
     with pytest.raises(ValueError, match=re.escape(says)) as error:
         method_named(label)

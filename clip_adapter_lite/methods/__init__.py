@@ -38,7 +38,7 @@ def with_settings(method: Method, settings: Mapping) -> Method:
     kinds = {field.name: field.type for field in fields(method)}
     for name, value in settings.items():
         if name not in kinds:
-            raise ValueError(f"{method.name} has no setting '{name}'; it has {', '.join(kinds)}.")
+            raise ValueError(f"There is '{name}', which is no setting of {method.name}; it has {', '.join(kinds)}.")
         options = get_args(kinds[name]) if isinstance(kinds[name], UnionType) else (kinds[name],)
         allowed = {KINDS[get_origin(kind) or kind] for kind in options}
         if not isinstance(value, tuple(kind for kind, _ in allowed)) or isinstance(value, bool) and bool not in options:
@@ -63,7 +63,7 @@ def setting_value(text: str):
     """A number, true or false, none, a tuple of such, or the word itself."""
     try:
         return ast.literal_eval(text.capitalize() if text.lower() in ("true", "false", "none") else text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError):
         return text
 
 

@@ -39,10 +39,10 @@ def training_curves(curves) -> Figure:
 
 
 @matplotlib.rc_context(theme())
-def alpha_history(tried, zero_shot: float, backbone: str | None = None, how: str = "") -> Figure:
+def alpha_history(tried, zero_shot: float, backbone: str | None = None, steps: int | None = None) -> Figure:
     """The ratios tried so far, {α: (train, validation accuracy)}, the last of them marked; accuracies in [0, 1].
 
-    zero_shot: the validation accuracy of zero-shot CLIP, which is what α = 0 gives. how: what the footer adds.
+    zero_shot: the validation accuracy of zero-shot CLIP, which is what α = 0 gives. steps: of each training.
     """
     figure = Figure(figsize=(7.5, 3.9))
     axis = figure.subplots()
@@ -58,7 +58,7 @@ def alpha_history(tried, zero_shot: float, backbone: str | None = None, how: str
     axis.set_title(f"α = {now:g}: train {values[now][0]:.1f} %, validation {values[now][1]:.1f} %", color=ink(colour))
     label_ends(axis, {"train": (values[alphas[-1]][0], colour), "validation": (values[alphas[-1]][1], colour),
                       "zero-shot, validation": (100 * zero_shot, GREY)})
-    footer(figure, [backbone], f"{count(len(tried), 'ratio')} tried{how}")
+    footer(figure, [backbone], f"{count(len(tried), 'ratio')} tried{f', {steps} steps each' if steps else ''}")
     frame(axis)
     return figure
 

@@ -6,12 +6,14 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from figures_training import bare_products
 from measuring import TURNS, Measured, by_turns, plural, python, ratio, seconds
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 import clip_adapter_lite as cal
 from clip_adapter_lite.datasets import ImageDataset
+from clip_adapter_lite.training import threads
 
 GRID = {"alpha": [round(0.1 * i, 1) for i in range(11)], "reduction": (1, 2, 4, 8, 16, 32),
         "branch": ("visual", "text", "both")}
@@ -68,10 +70,15 @@ def ablation_600_seconds(quick: bool) -> Measured:
     for _ in range(1 if quick else TURNS):
         end_workers()
         taken.append(seconds(study))
+    with threads(1):
+        episode, trained = cal.FeatureBank.load("cifar10").episode(16, 1), sum(a > 0 for a in (GRID | fewer)["alpha"])
+        bare = sum(seconds(bare_products(episode, cal.CLIPAdapter(reduction=r))) for r in (GRID | fewer)["reduction"])
+    bare *= trained * 2 * len(SEEDS) / 2  # the visual adapters of two branches, on two cores; α = 0 trains nothing
     return Measured(median(taken), (
         f"{count} adapters ({' × '.join(f'{len(v)} {k}' for k, v in (GRID | fewer).items())} × {len(SEEDS)} seeds) take "
         f"{median(taken):.1f} s, from {min(taken):.1f} to {max(taken):.1f} s in {plural(len(taken), 'run')}, each with the "
-        "start of its two worker processes (cifar10, 10 classes × 16 shots, one thread a worker)."))
+        f"start of its two worker processes; the visual adapters' bare matrix products alone are {bare:.0f} s of two cores "
+        "(cifar10, 10 classes × 16 shots, one thread a worker)."))
 
 
 def core_scaling(quick: bool) -> Measured:
