@@ -167,7 +167,7 @@ def execute(runs: Sequence[Run], results: Results | None = None, *, progress: bo
             rows[key] = row
             if results:
                 results.add(key, row, details)
-            bar.update(task, advance=1, description=f"{key[0]} · {key[3]} shots")
+            bar.update(task, advance=1, description=f"{key[0]} · shots {key[3]}")
     if results:
         results.finish(runs)
     return [rows[run.key] | run.shown for run in runs]  # a row that was read back from a file holds text

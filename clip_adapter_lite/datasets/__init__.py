@@ -68,7 +68,8 @@ def load_dataset(name: str, root: str | Path, *, download: bool = False, allow_m
     facts, root = TABLE[name], Path(root).expanduser()
     about = dict(name=name, templates=tuple(facts["templates"]), source=facts["source"], licence=facts["licence"])
     if not root.is_dir() and not (download and facts["folders"]):
-        raise FileNotFoundError(f"No folder {root}; --root (root=…) is the folder that holds the datasets.")
+        holds = "your pictures, a folder a class" if name == "folder" else "the datasets"
+        raise FileNotFoundError(f"No folder {root}; --root (root=…) is the folder that holds {holds}.")
     if name == "folder":
         classnames, splits, protocol = own_folder(root, seed, allow_missing)
         about["name"] = root.resolve().name or name
