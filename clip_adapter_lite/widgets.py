@@ -176,7 +176,7 @@ def ablation_explorer(banks) -> Explorer:
     """Train an adapter of any branch, width, α and number of shots on a bank (seed 1): `plots.settings_tried`.
 
     Rows are kept for each bank and number of shots. It starts at four shots, where a fit takes a fraction of a second; the
-    widest bottleneck at 16 shots takes nearly half a second. Train and validation accuracies are shown; test ones only when asked
+    widest bottleneck at 16 shots takes half of one. Train and validation accuracies are shown; test ones only when asked
     for, since settings chosen by them would be chosen on test.
     """
     from .methods import CLIPAdapter, ZeroShot
