@@ -2,10 +2,13 @@
 
 Each widget is a thin shell over a function of `plots` or of the library, and calls it with what its controls say. Controls
 work from the keyboard: sliders by arrow keys, boxes and buttons by Tab and Space, text by Enter (JupyterLab takes the arrow
-keys from drop-down lists, so there are none: jupyter-widgets/ipywidgets #3912). The figure is a PNG with alt text on its own
-light ground, so that it reads in a dark theme too. Nothing is printed; what cannot be is one sentence above the figure.
+keys from drop-down lists, so there are none: jupyter-widgets/ipywidgets #3912). The figure is an SVG with alt text on its
+own light ground, so that it reads in a dark theme too. Nothing is printed; what cannot be is one sentence above the figure.
 """
-from collections.abc import Callable
+import gc
+from base64 import b64encode
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, lru_cache
 from html import escape
 
@@ -18,7 +21,22 @@ from .training import threads
 PAPER = "background: white; padding: 6px; border-radius: 4px; max-width: 100%; box-sizing: border-box"
 NOTE = "border-left: 4px solid #d55e00; padding-left: 8px; margin: 4px 0; line-height: 1.4"  # the theme's own text colour
 MOST_ROWS = 8  # settings that the ablation explorer remembers
-STEPS = 40  # of a live training, a third of CLIPAdapter's own, so that a control answers within 0.3 s
+LIVE = {"steps": 15, "rate": 2e-3}  # of trainings that answer within 0.3 s; README, "Recipes", tells what they lose
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No garbage collection inside: a figure makes enough objects to set off a full one, 0.3 s, every twentieth time.
+
+    Those objects are young, and the small collection that follows finds them.
+    """
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 class Explorer(ipywidgets.VBox):
@@ -37,16 +55,18 @@ class Explorer(ipywidgets.VBox):
         super().__init__([row, self._said, self._picture])
         self._update()
 
+    @uncollected()
     def _update(self, _=None) -> None:
         try:
-            with threads(1):  # the browser and the server want the other core
+            with threads(2):  # more would only slow so small a training
                 self.figure = self.draw(**{name: control.value for name, control in self.controls.items()})
         except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
             self.message = str(error)
         else:
-            self.message, (drawn, _) = "", self.figure._repr_mimebundle_()
-            alt, source = escape(drawn["text/plain"]), f"data:image/png;base64,{drawn['image/png']}"
-            self._picture.value = f'<img alt="{alt}" src="{source}" style="{PAPER}">'
+            self.message, drawn = "", b64encode(self.figure.svg().encode()).decode()
+            alt, source = escape(plots.describe(self.figure)), f"data:image/svg+xml;base64,{drawn}"
+            width = round(self.figure.get_figwidth() * self.figure.dpi)  # as wide as the same figure in a static cell
+            self._picture.value = f'<img alt="{alt}" src="{source}" width="{width}" style="{PAPER}">'
         self._said.value = f'<p role="alert" style="{NOTE}">{escape(self.message)}</p>' if self.message else ""
 
 
@@ -134,7 +154,7 @@ def episode_viewer(dataset=None) -> Explorer:
 def alpha_slider(episode) -> Explorer:
     """Train a CLIP-Adapter at the α of the slider, live, beside the ratios tried before: `plots.alpha_history`.
 
-    A live training takes `STEPS` steps, here and in the two explorers below, and their figures say so.
+    A live training takes `LIVE`'s few steps, here and in the two explorers below, and their figures say so.
     Raises BankError for an episode without validation images, which is what α is judged on.
     """
     from .methods import CLIPAdapter, ZeroShot
@@ -143,10 +163,10 @@ def alpha_slider(episode) -> Explorer:
     zero_shot, tried = ZeroShot().fit(episode).val_accuracy, {}
 
     def draw(alpha: float):
-        fitted = CLIPAdapter(alpha=round(alpha, 2), steps=STEPS).fit(episode)
+        fitted = CLIPAdapter(alpha=round(alpha, 2), **LIVE).fit(episode)
         tried.pop(fitted.alpha, None)  # the current one goes last
         tried[fitted.alpha] = fitted.accuracy(episode.support), fitted.val_accuracy
-        return plots.alpha_history(tried, zero_shot, episode.backbone_name, STEPS)
+        return plots.alpha_history(tried, zero_shot, episode.backbone_name, LIVE["steps"])
 
     return Explorer(draw, alpha=_ratio(0.2))
 
@@ -162,8 +182,8 @@ def training_curve_explorer(episode) -> Explorer:
         label = f"{f'α = {alpha:g}' if residual else 'no residual'}, D/{reduction}"
         before = [(f"before: {name}", old) for name, old in list(shown.items())[-1:] if name != label]
         shown.pop(label, None)
-        method = CLIPAdapter(alpha=alpha, reduction=reduction, steps=STEPS)
-        shown[label] = training_curve(method, episode, every=5)
+        method = CLIPAdapter(alpha=alpha, reduction=reduction, **LIVE)
+        shown[label] = training_curve(method, episode, every=4)
         return plots.training_curves({label: shown[label], **dict(before)})
 
     residual = _box("Residual blend (off: α = 1)", True, "230px")
@@ -175,9 +195,8 @@ def training_curve_explorer(episode) -> Explorer:
 def ablation_explorer(banks) -> Explorer:
     """Train an adapter of any branch, width, α and number of shots on a bank (seed 1): `plots.settings_tried`.
 
-    Rows are kept for each bank and number of shots. It starts at four shots, where a fit takes a fraction of a second; the
-    widest bottleneck at 16 shots takes half of one. Train and validation accuracies are shown; test ones only when asked
-    for, since settings chosen by them would be chosen on test.
+    Rows are kept for each bank and number of shots. Train and validation accuracies are shown; test ones are computed only
+    when asked for, since settings chosen by them would be chosen on test.
     """
     from .methods import CLIPAdapter, ZeroShot
     banks, tried = {bank.dataset: bank for bank in banks}, {}
@@ -186,23 +205,26 @@ def ablation_explorer(banks) -> Explorer:
     def episode(dataset: str, shots: int):
         return banks[dataset].episode(shots, seed=1)
 
-    def judged(method, task) -> dict:
+    def judged(method, task) -> tuple:
         fitted = method.fit(task)
-        found = {"train": fitted.accuracy(task.support), "validation": fitted.val_accuracy,
-                 "test": fitted.accuracy(task.test)}
-        return {split: value for split, value in found.items() if value is not None}
+        found = {"train": fitted.accuracy(task.support), "validation": fitted.val_accuracy}
+        return fitted, {split: value for split, value in found.items() if value is not None}
 
     def draw(dataset: str, branch: str, reduction: int, alpha: float, shots: int, test: bool):
         task, alpha = episode(dataset, shots), round(alpha, 2)
         if (dataset, shots) not in tried:
             tried[dataset, shots] = {plots.NAMES["zero-shot"]: judged(ZeroShot(), task)}
         rows, label = tried[dataset, shots], f"{branch}, D/{reduction}, α = {alpha:g}"
-        method = CLIPAdapter(branch=branch, reduction=reduction, alpha=alpha, beta=alpha, steps=STEPS)
+        method = CLIPAdapter(branch=branch, reduction=reduction, alpha=alpha, beta=alpha, **LIVE)
         rows[label] = rows.pop(label, None) or judged(method, task)  # the current one goes last
         if len(rows) > MOST_ROWS:
             del rows[list(rows)[1]]
-        shown = {name: {split: v for split, v in row.items() if test or split != "test"} for name, row in rows.items()}
-        return plots.settings_tried(shown, f"{dataset}, {count(shots, 'shot')} per class, {STEPS} steps",
+        for fitted, found in rows.values() if test else ():
+            if "test" not in found:
+                found["test"] = fitted.accuracy(task.test)
+        shown = {name: {split: v for split, v in found.items() if test or split != "test"}
+                 for name, (_, found) in rows.items()}
+        return plots.settings_tried(shown, f"{dataset}, {count(shots, 'shot')} per class, {LIVE['steps']} steps",
                                     task.backbone_name)
 
     first, many = next(iter(banks.values())), (1, 2, 4, 8, 16)

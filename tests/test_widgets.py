@@ -1,4 +1,5 @@
 """A control that changes draws what the function behind the widget draws; nothing is printed, refusals are one sentence."""
+import gc
 import re
 from itertools import product
 
@@ -13,6 +14,7 @@ from test_plots import METHODS, study
 from clip_adapter_lite import CLIPAdapter, FeatureBank, Split, ZeroShot, classifier_weights, plots, widgets
 from clip_adapter_lite.curves import training_curve
 from clip_adapter_lite.datasets import fashion_mnist
+from clip_adapter_lite.methods.base import Classifier
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +27,8 @@ def silent(capsys):
 
 def source(widget) -> str:
     """The picture's data, as the page has it; an explorer shows exactly one, with alt text and its own white ground."""
-    (found,) = re.findall(r'<img alt="([^"]+)" src="(data:image/png;base64,[^"]+)" style="background: white', page(widget))
+    (found,) = re.findall(r'<img alt="([^"]+)" src="(data:image/svg\+xml;base64,[^"]+)" width="\d+" '
+                          r'style="background: white', page(widget))
     assert len(found[0]) > 40
     return found[1]
 
@@ -57,7 +60,7 @@ def test_the_alpha_slider_trains_at_its_value_and_keeps_what_was_tried(toy_bank)
     check_controls(widget)
     for alpha in (0.7, 0.0, 0.3):
         moves(widget, "alpha", alpha)
-    fitted = CLIPAdapter(alpha=0.3, steps=widgets.STEPS).fit(episode)
+    fitted = CLIPAdapter(alpha=0.3, **widgets.LIVE).fit(episode)
     (axis,) = widget.figure.axes
     assert axis.get_title() == (f"α = 0.3: train {100 * fitted.accuracy(episode.support):.1f} %, "
                                 f"validation {100 * fitted.val_accuracy:.1f} %")
@@ -84,7 +87,7 @@ def test_the_curve_explorer_shows_this_setting_beside_the_one_before(toy_bank):
     assert widget.controls["alpha"].disabled
     moves(widget, "reduction", 16)
     axis = widget.figure.axes[0]
-    wanted = training_curve(CLIPAdapter(alpha=1.0, reduction=16, steps=widgets.STEPS), episode, every=5)
+    wanted = training_curve(CLIPAdapter(alpha=1.0, reduction=16, **widgets.LIVE), episode, every=4)
     assert list(axis.lines[1].get_ydata()) == pytest.approx([100 * v for v in wanted.test])
     assert settings(axis) == {"no residual, D/16", "before: no residual, D/4"}
     moves(widget, "residual", True)
@@ -96,7 +99,9 @@ def settings(axis) -> set[str]:
     return {text.get_text().rsplit(":", 1)[0] for text in axis.texts}
 
 
-def test_the_ablation_explorer_trains_the_setting_and_hides_test_until_asked(toy_bank):
+def test_the_ablation_explorer_trains_the_setting_and_leaves_test_alone_until_asked(toy_bank, monkeypatch):
+    asked, accuracy = [], Classifier.accuracy
+    monkeypatch.setattr(Classifier, "accuracy", lambda self, split: asked.append(len(split)) or accuracy(self, split))
     banks = [toy_bank(noise=2.0, dataset="one"), toy_bank(noise=1.0, dataset="two", train=20)]
     widget = widgets.ablation_explorer(banks)
     check_controls(widget)
@@ -106,13 +111,16 @@ def test_the_ablation_explorer_trains_the_setting_and_hides_test_until_asked(toy
     moves(widget, "alpha", 0.6)
     moves(widget, "reduction", 8)
     episode = banks[0].episode(2, seed=1)
-    fitted = CLIPAdapter(branch="both", alpha=0.6, beta=0.6, reduction=8, steps=widgets.STEPS).fit(episode)
+    fitted = CLIPAdapter(branch="both", alpha=0.6, beta=0.6, reduction=8, **widgets.LIVE).fit(episode)
     numbers = [f"train {100 * fitted.accuracy(episode.support):.0f}", f"validation {100 * fitted.val_accuracy:.0f}"]
     (axis,) = widget.figure.axes
     assert [t.get_text() for t in axis.get_yticklabels()] == [
         "zero-shot CLIP", "visual, D/4, α = 0.2", "both, D/4, α = 0.2", "both, D/4, α = 0.6", "both, D/8, α = 0.6"]
     assert axis.texts[-1].get_text() == ", ".join(numbers) + " %"
+    tests = len(episode.test)
+    assert tests not in asked and len(episode.support) in asked
     moves(widget, "test", True)
+    assert asked.count(tests) == 5  # one a row
     numbers += [f"test {100 * fitted.accuracy(episode.test):.0f}"]
     assert widget.figure.axes[0].texts[-1].get_text() == ", ".join(numbers) + " %"
     moves(widget, "dataset", "two")
@@ -251,3 +259,25 @@ def test_a_fault_of_ours_is_not_hidden_as_a_message():
         return DataFrame().nothing
     with pytest.raises(AttributeError, match="nothing"):
         widgets.Explorer(draw, value=Checkbox())
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_no_garbage_is_collected_while_a_figure_is_drawn_and_it_is_as_before_after(before):
+    seen = []
+
+    def draw(value):
+        seen.append(gc.isenabled())
+        if value:
+            raise ZeroDivisionError
+        return plots.alpha_history({0.3: (0.85, 0.75)}, 0.55)
+    was = gc.isenabled()
+    try:
+        (gc.enable if before else gc.disable)()
+        box = Checkbox()
+        widgets.Explorer(draw, value=box)
+        assert gc.isenabled() is before
+        with pytest.raises(ZeroDivisionError):
+            box.value = True
+        assert gc.isenabled() is before and seen == [False, False]
+    finally:
+        (gc.enable if was else gc.disable)()

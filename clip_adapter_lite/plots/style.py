@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib.figure
 import seaborn
 from matplotlib import patheffects
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.ticker import FixedLocator
 from matplotlib.transforms import Bbox
@@ -31,17 +32,29 @@ MARKERS = dict(zip(COLOURS, "oosoDDv^XP"))  # a second sign beside the colour
 class Figure(matplotlib.figure.Figure):
     """matplotlib's, which also shows itself as the last expression of a cell: no pyplot, a light ground, and alt text."""
 
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        FigureCanvasAgg(self)  # keeps its renderer; without one, each text that is measured makes its own in 2 ms
+
     def _repr_mimebundle_(self, **_) -> tuple[dict, dict]:
         png, words = io.BytesIO(), describe(self)
         self.savefig(png, format="png", facecolor="white")
         return ({"image/png": base64.b64encode(png.getvalue()).decode(), "text/plain": words},
                 {"image/png": {"alt": words}, "needs_background": "light"})
 
+    def svg(self) -> str:
+        """The figure on white as SVG: in two thirds of the time of a PNG, and sharp at any size; equal figures are equal."""
+        drawn = io.StringIO()
+        with matplotlib.rc_context({"svg.hashsalt": "clip-adapter-lite"}):
+            self.savefig(drawn, format="svg", facecolor="white", metadata={"Date": None})
+        return drawn.getvalue()
+
 
 def theme() -> dict:
     """matplotlib settings of the house style, for `matplotlib.rc_context(theme())`."""
     return {**seaborn.axes_style("whitegrid"), **seaborn.plotting_context("notebook"), "figure.dpi": 110,
             "axes.spines.top": False, "axes.spines.right": False, "grid.color": "#e6e6e6", "axes.titlesize": 11,
+            "axes.titley": 1.0,  # not looked for, as no axis has anything at its top
             "axes.labelsize": 11, "xtick.labelsize": 10, "ytick.labelsize": 10, "legend.fontsize": 10}
 
 

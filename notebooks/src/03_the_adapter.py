@@ -215,8 +215,8 @@ plots.alpha_history(tried, tried[0.0][1], BACKBONE)
 #
 # ### Try it: an α slider that retrains live
 #
-# Move the slider with the arrow keys. Each stop trains an adapter in a moment (40 steps, a third
-# of the library's 120) and adds a point.
+# Move the slider with the arrow keys. Each stop trains an adapter (15 steps at four times the library's rate instead of its
+# 120, to answer at once) and adds a point.
 
 # %%
 widgets.alpha_slider(bank.episode(shots=1, seed=1))

@@ -68,7 +68,7 @@ def lines() -> list[tuple[str, str, Callable]]:
     found = [("recipes", f"{replace(m, steps=type(m).steps, rate=type(m).rate).label}, {m.steps} steps at {m.rate:g}",
               partial(ours, m)) for m in chosen]
     for alpha in (0.2, 0.6):
-        for rate, steps in product((cal.CLIPAdapter.rate, 2e-3), (10, 20, 40, 120)):
+        for rate, steps in product((cal.CLIPAdapter.rate, 2e-3), (10, 15, 20, 40, 120)):
             found.append(("steps", f"clip-adapter, α = {alpha}, full batch at {rate:g} / α",
                           partial(ours, cal.CLIPAdapter(alpha=alpha, steps=steps, rate=rate))))
         for epochs in (5, 50, EPOCHS):
