@@ -46,14 +46,17 @@ def test_the_alpha_history_is_sorted_and_marks_the_last():
 
 def test_settings_tried_are_rows_with_their_numbers_and_test_only_where_given():
     rows = {"zero-shot CLIP": {"train": 0.5, "validation": 0.4}, "visual": {"train": 0.9, "validation": 0.6, "test": 0.7}}
-    (axis,) = plots.settings_tried(rows, "toy, 4 shots").axes
+    (axis,) = plots.settings_tried(rows, "fashion-mnist, 16 shots per class, 15 steps").axes
     points = [(line.get_xdata()[0], line.get_ydata()[0]) for line in axis.lines if line.get_linestyle() == "None"]
     assert points == [pytest.approx(p) for p in ((50, 0), (40, 0), (90, 1), (60, 1), (70, 1))]
     assert [text.get_text() for text in axis.texts] == ["train 50, validation 40 %", "train 90, validation 60, test 70 %"]
-    assert [t.get_text() for t in axis.get_legend().get_texts()] == ["train", "validation", "test"]
+    (legend,) = axis.figure.legends
+    assert [t.get_text() for t in legend.get_texts()] == ["train", "validation", "test"]
+    axis.figure.draw_without_rendering()
+    assert not legend.get_window_extent().overlaps(axis._left_title.get_window_extent())
     assert [t.get_fontweight() for t in axis.get_yticklabels()] == ["normal", "bold"]
     (axis,) = plots.settings_tried({"a": {"train": 0.5, "validation": 0.4}}).axes
-    assert [t.get_text() for t in axis.get_legend().get_texts()] == ["train", "validation"]
+    assert [t.get_text() for t in axis.figure.legends[0].get_texts()] == ["train", "validation"]
 
 
 def test_ratio_histograms_hold_the_shares_and_the_median():

@@ -87,9 +87,10 @@ def settings_tried(tried, title: str = "", backbone: str | None = None) -> Figur
     axis.set(ylim=(len(tried) - 0.5, -0.5), xlim=(low - 2, 102), xlabel="accuracy (%)")
     axis.set_title(title, loc="left")
     shown = [split for split in marks if any(split in found for found in tried.values())]
-    axis.legend(handles=[Line2D([], [], linestyle="none", marker=marks[split][0], color=GREY, label=split,
-                                markersize=marks[split][2], markerfacecolor=marks[split][1] or GREY) for split in shown],
-                loc="lower right", bbox_to_anchor=(1, 1), ncols=len(shown), frameon=False, borderaxespad=0.1)
+    signs = [Line2D([], [], linestyle="none", marker=marks[split][0], color=GREY, label=split, markersize=marks[split][2],
+                    markerfacecolor=marks[split][1] or GREY) for split in shown]
+    figure.legend(handles=signs, loc="upper right", ncols=len(shown), frameon=False, borderaxespad=0.1, columnspacing=1,
+                  handletextpad=0.1)  # at the figure's corner: above the axis it would meet the title
     footer(figure, [backbone], "one seed")
     frame(axis)
     return figure

@@ -21,6 +21,8 @@
 # %%
 BACKBONE = "pocket"   # or "RN50-quickgelu" once its banks are built or pulled
 
+from itertools import combinations
+
 import pandas
 import torch
 from scipy.spatial import procrustes
@@ -199,25 +201,25 @@ plots.manifold({f"perplexity {p}": tsne(f, perplexity=p) for p in (3, 100)}, epi
 # %% [markdown]
 # *Figure: live; nothing changed but the knob. Gaps, sizes and the number of islands are the knob's as much as the data's.*
 #
-# Our `tsne` starts from the principal components. Many papers start at random, and then the seed can move the islands.
+# Our `tsne` starts from the principal components. Many papers start at random, and then the seed can move the islands. Four
+# seeds; shift, turn and scale each drawing onto each other one (Procrustes) and see what share of the layout still differs:
 
 # %%
-starts = {(p, seed): TSNE(perplexity=p, metric="cosine", init="random", random_state=seed).fit_transform(f.numpy())
-          for p in (10, 30) for seed in (0, 1)}
-plots.manifold({f"random start, seed {seed}": starts[10, seed] for seed in (0, 1)}, episode.test.labels, bank.classnames,
-               BACKBONE, "perplexity 10")
+starts = [TSNE(perplexity=30, metric="cosine", init="random", random_state=seed).fit_transform(f.numpy())
+          for seed in range(4)]
+laid = {pair: procrustes(starts[pair[0]], starts[pair[1]]) for pair in combinations(range(4), 2)}
+differ = {pair: 100 * share for pair, (_, _, share) in laid.items()}
+print(f"between two of four seeds, {min(differ.values()):.0f} to {max(differ.values()):.0f} % of the layout differs")
+
+# %%
+pair = max(differ, key=differ.get)
+plots.manifold({f"random start, seed {seed}": drawing for seed, drawing in zip(pair, laid[pair])}, episode.test.labels,
+               bank.classnames, BACKBONE, "perplexity 30, one drawing turned onto the other")
 
 # %% [markdown]
-# *Figure: live; two runs that differ in the seed alone. See which islands are neighbours in one and not in the other.*
+# *Figure: live; the two that differ most, and the seed is all they differ in. See which islands are neighbours in one and
+# not in the other.*
 #
-# Does it always? Shift, turn and scale one drawing onto the other (Procrustes) and see what share of the layout still
-# differs:
-
-# %%
-for p in (10, 30):
-    print(f"perplexity {p}: {100 * procrustes(starts[p, 0], starts[p, 1])[2]:.0f} % of the layout differs between two seeds")
-
-# %% [markdown]
 # How far can the picture's separation drift from the space's? Draw each stage at two perplexities for two support sets,
 # and take the silhouette *of the drawing*.
 
