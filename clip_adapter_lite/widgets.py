@@ -26,9 +26,9 @@ LIVE = {"steps": 15, "rate": 2e-3}  # of trainings that answer within 0.3 s; REA
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """No garbage collection inside: a figure makes enough objects to set off a full one, 0.3 s, every twentieth time.
+    """No garbage collection inside: a figure's objects would now and then set off a full one, longer than the move itself.
 
-    Those objects are young, and the small collection that follows finds them.
+    They are young, and the small collection that follows finds them.
     """
     before = gc.isenabled()
     gc.disable()

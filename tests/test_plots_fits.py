@@ -2,6 +2,7 @@
 import base64
 import io
 from statistics import mean, stdev
+from xml.etree import ElementTree
 
 import numpy
 import pytest
@@ -203,3 +204,10 @@ def test_a_figure_shows_itself_with_alt_text_on_a_light_ground():
         assert picture.getpixel((0, 0)) == (255, 255, 255, 255)
     words = plots.describe(figure)
     assert data["text/plain"] == words and metadata == {"image/png": {"alt": words}, "needs_background": "light"}
+
+
+def test_equal_figures_are_equal_svg_on_white_and_others_are_not():
+    first, again, other = (plots.alpha_history({0.3: (0.85, val)}, 0.55, "pocket").svg() for val in (0.75, 0.75, 0.74))
+    assert first == again != other
+    ground = next(path for path in ElementTree.fromstring(first).iter("{http://www.w3.org/2000/svg}path"))
+    assert "fill: #ffffff" in ground.get("style")

@@ -2,6 +2,7 @@
 import gc
 import re
 from itertools import product
+from pathlib import Path
 
 import numpy
 import pytest
@@ -15,6 +16,8 @@ from clip_adapter_lite import CLIPAdapter, FeatureBank, Split, ZeroShot, classif
 from clip_adapter_lite.curves import training_curve
 from clip_adapter_lite.datasets import fashion_mnist
 from clip_adapter_lite.methods.base import Classifier
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -281,3 +284,13 @@ def test_no_garbage_is_collected_while_a_figure_is_drawn_and_it_is_as_before_aft
         assert gc.isenabled() is before and seen == [False, False]
     finally:
         (gc.enable if was else gc.disable)()
+
+
+def test_notebooks_and_readme_say_what_a_live_training_takes():
+    steps, rate = widgets.LIVE["steps"], widgets.LIVE["rate"]
+    assert rate == 4 * CLIPAdapter.rate
+    for name in ("03_the_adapter", "05_rq2_residual", "06_rq3_configuration"):
+        words = " ".join((ROOT / "notebooks" / "src" / f"{name}.py").read_text(encoding="utf-8").replace("# ", "").split())
+        assert f"{steps} steps at four times the library's rate" in words
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"Widgets that train live take {steps} steps at {1000 * rate:g}e-3." in readme
