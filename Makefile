@@ -25,10 +25,12 @@ demo: setup  ## the main job: four methods on three bundled banks, under five mi
 
 test-fast: setup  ## no notebooks, browser or grader; under five minutes
 	$(TIMED) lint $(BIN)/ruff check $(CHECKED)
+	$(TIMED) layers $(BIN)/lint-imports --no-cache
 	$(TIMED) unit-tests $(BOTH) --dist loadfile -m "not slow and not notebook and not browser and not grader" --durations=5
 
 test: setup browser  ## everything; under forty minutes
 	$(TIMED) lint $(BIN)/ruff check $(CHECKED)
+	$(TIMED) layers $(BIN)/lint-imports --no-cache
 	$(TIMED) unit-tests $(BOTH) --dist loadfile -m "not notebook and not browser and not grader" --durations=10
 	$(TIMED) notebooks $(BOTH) --dist worksteal -m notebook --durations=5
 	$(TIMED) browser $(PYTEST) -m browser
@@ -39,7 +41,7 @@ bench: setup  ## speed as ratios: a table, and results/bench.json
 	$(BIN)/python tests/benchmarks/bench.py
 
 reference: setup  ## the committed reference results, again: resumable, about half an hour on two cores
-	$(BIN)/python -m clip_adapter_lite.bundled.reference
+	$(BIN)/python -m clip_adapter_lite.making.reference
 
 notebooks: setup  ## the notebooks from notebooks/src, executed: a few minutes
 	$(BIN)/python notebooks/build.py

@@ -3,16 +3,18 @@
 Importing this costs torch and little more: open_clip, torchvision, scikit-learn, pandas and seaborn are imported when used.
 """
 from .backbones import Backbone, classifier_weights, load_backbone
-from .banks import BankError, Episode, FeatureBank, Split, list_banks
-from .building import build_bank
-from .compare import compare, summarise
+from .banks import FeatureBank, build_bank, list_banks
+from .episodes import Episode
+from .errors import BankError
 from .evaluation import calibration_error, paired_bootstrap, per_class_accuracy, reliability_curve
+from .experiments.compare import compare, summarise
+from .experiments.reference import recompute, reference
+from .experiments.sweep import sweep
+from .inference import load_classifier, predict, save_classifier
 from .methods import METHODS, Classifier, CLIPAdapter, CoOp, LinearProbe, Method, TipAdapter, ZeroShot
-from .reference import recompute, reference
 from .sharing import pull, push
-from .sweep import sweep
+from .splits import Split
 from .transfer import base_and_new, transfer
-from .using import load_classifier, predict, save_classifier
 
 __all__ = ["Backbone", "BankError", "CLIPAdapter", "Classifier", "CoOp", "Episode", "FeatureBank", "LinearProbe", "METHODS",
            "Method", "Split", "TipAdapter", "ZeroShot", "base_and_new", "build_bank", "calibration_error",

@@ -9,14 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, normalize, scaled_dot_product_attention
 
-
-def best_device(device: str | torch.device = "auto") -> torch.device:
-    """`device` itself, or for "auto" the first there is of CUDA, MPS and the CPU."""
-    if str(device) != "auto":
-        return torch.device(device)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+from . import pocket
+from .devices import best_device, tower_precision
+from .errors import one_line
+from .naming import prompts
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +20,8 @@ class Backbone:
     """A frozen CLIP: images and texts in, un-normalised features [·, D] out.
 
     name, tag: open_clip's architecture and weights. preprocess: PIL image → tensor [3, H, W]. tokenizer: list of
-    strings → token ids [N, context length]. Always in evaluation mode, no parameter requires a gradient.
+    strings → token ids [N, context length]. device, dtype: where and how precisely the towers work; features come back
+    on the CPU in float32 all the same (`devices.py`). Always in evaluation mode, no parameter requires a gradient.
     """
     name: str
     tag: str
@@ -32,6 +29,7 @@ class Backbone:
     preprocess: Callable
     tokenizer: Callable
     device: torch.device
+    dtype: torch.dtype = torch.float32
 
     @property
     def logit_scale(self) -> float:
@@ -44,23 +42,28 @@ class Backbone:
         projection = self.text_tower.text_projection
         return projection.out_features if isinstance(projection, torch.nn.Linear) else projection.shape[1]
 
+    def tokens(self, texts: Sequence[str]) -> Tensor:
+        """Token ids [N, context length] of texts, on the backbone's device."""
+        return self.tokenizer(list(texts)).to(self.device)
+
     @torch.no_grad()
     def encode_images(self, batch: Tensor) -> Tensor:
-        """Image features [N, D], float32, of preprocessed images [N, 3, H, W]."""
-        first = next(m for m in self.model.visual.modules() if isinstance(m, torch.nn.Conv2d))
-        precision = first.weight.dtype  # half on CUDA; open_clip keeps a ViT's class embedding in float32 even then
-        batch = batch.to(self.device, precision, memory_format=torch.channels_last)
-        return self.model.encode_image(batch).float()
+        """Image features [N, D], float32 on the CPU, of preprocessed images [N, 3, H, W]."""
+        batch = batch.to(self.device, self.dtype, memory_format=torch.channels_last)
+        return self.model.encode_image(batch).float().cpu()
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str], batch: int = 256) -> Tensor:
-        """Text features [N, D], float32; CLIP's causal tower does not compute the padding after the longest text."""
-        tokens = self.tokenizer(list(texts)).to(self.device)
+        """Text features [N, D], float32 on the CPU.
+
+        CLIP's causal tower does not compute the padding after the longest text.
+        """
+        tokens = self.tokens(texts)
         if _is_causal(getattr(self.model, "text", self.model)):
             parts = [self.encode_tokens(self.embed(part), part.argmax(1)) for part in tokens.split(batch)]
         else:
             parts = [self.model.encode_text(part) for part in tokens.split(batch)]
-        return torch.cat(parts).float()
+        return torch.cat(parts).float().cpu()
 
     # ── the text tower from the inside, as prompt learning needs it ───────────────────────────────────────────
 
@@ -149,22 +152,21 @@ def load_backbone(name: str = "pocket", tag: str | None = None, device: str | to
     they are refused on a name without it, which would give slightly wrong features and only a warning.
     Raises ValueError for an unknown name or tag, RuntimeError if the weights cannot be had.
     """
+    import open_clip
     device = best_device(device)
+    precision = tower_precision(device)
     if name == "pocket":
-        from . import pocket
         if tag not in (None, pocket.tag()):
             raise ValueError(f"The pocket CLIP installed here has weights '{pocket.tag()}', not '{tag}'; a bank made by "
                              "other weights needs the version of clip-adapter-lite that made it.")
-        model, source, tag = pocket.load(), f"local-dir:{pocket.FOLDER}", pocket.tag()
+        model, source, tag = pocket.load(precision=precision), f"local-dir:{pocket.FOLDER}", pocket.tag()
     else:
-        model, source, tag = _open_clip(name, tag)
-    import open_clip
-    if device.type == "cuda":
-        open_clip.model.convert_weights_to_lp(model, torch.float16)  # norms stay float32, as open_clip's own "fp16"
+        model, source, tag = _open_clip(name, tag, precision)
     preprocess = open_clip.transform.image_transform_v2(
         open_clip.transform.PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
     model = model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
-    return Backbone(name, tag, model, preprocess, open_clip.get_tokenizer(source), device)
+    return Backbone(name, tag, model, preprocess, open_clip.get_tokenizer(source), device,
+                    open_clip.get_cast_dtype(precision) or torch.float32)
 
 
 @cache
@@ -173,7 +175,7 @@ def shared_backbone(name: str, tag: str, device: torch.device) -> Backbone:
     return load_backbone(name, tag or None, device)
 
 
-def _open_clip(name: str, tag: str | None):
+def _open_clip(name: str, tag: str | None, precision: str):
     import open_clip
     if name not in open_clip.list_models():
         raise ValueError(f"Unknown backbone '{name}'; give 'pocket', 'RN50-quickgelu', 'RN101-quickgelu', "
@@ -193,9 +195,8 @@ def _open_clip(name: str, tag: str | None):
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)  # without a network the hub logs each of its tries, twice
     try:
-        return open_clip.create_model(name, pretrained=tag, weights_only=True), name, tag
+        return open_clip.create_model(name, pretrained=tag, precision=precision, weights_only=True), name, tag
     except Exception as error:  # open_clip wraps network failures in several types
-        from .datasets.base import one_line
         raise RuntimeError(f"The weights '{tag}' of {name} could not be loaded ({one_line(error)}); they are downloaded "
                            "once, so connect to the network for that, or use backbone 'pocket', which works offline."
                            ) from error
@@ -206,7 +207,7 @@ def _open_clip(name: str, tag: str | None):
 @torch.no_grad()
 def classifier_weights(backbone: Backbone, classnames: Sequence[str], templates: Sequence[str] = ("a photo of a {}.",),
                        *, normalize_each: bool = True) -> Tensor:
-    """Zero-shot classifier weights W [C, D], unit length: each class's text features averaged over the templates.
+    """Zero-shot classifier weights W [C, D], unit length, on the CPU: text features averaged over the templates.
 
     Underscores in class names are read as spaces. normalize_each: bring every template's feature to unit length before
     averaging, as CLIP's own ensembles do; False averages the raw features.
@@ -215,9 +216,8 @@ def classifier_weights(backbone: Backbone, classnames: Sequence[str], templates:
         if "{}" not in template:
             raise ValueError(f"The template '{template}' has no {{}} for the class name; write for example "
                              "'a photo of a {}.'.")
-    names = [name.replace("_", " ") for name in classnames]
-    features = backbone.encode_text([template.replace("{}", name) for template in templates for name in names])
-    features = features.reshape(len(templates), len(names), -1)
+    features = backbone.encode_text([text for template in templates for text in prompts(classnames, template)])
+    features = features.reshape(len(templates), len(classnames), -1)  # [templates, C, D]
     if normalize_each:
         features = normalize(features, dim=-1)
     return normalize(features.mean(0), dim=-1)

@@ -4,10 +4,10 @@ A bank holds what a frozen backbone made of a dataset, once: image features per 
 where all of it came from. An episode is one few-shot problem: what a method may see (support, validation) and what it
 is judged on (test). Features are stored un-normalised in half precision; normalising is the method's business.
 """
-import hashlib
 import json
 import os
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from shlex import quote
@@ -15,129 +15,16 @@ from shlex import quote
 import torch
 from torch import Tensor
 
-BUNDLED = Path(__file__).parent / "bundled"
-SPLITS = ("train", "val", "test")
+from . import datasets
+from .backbones import Backbone, load_backbone
+from .building import build
+from .datasets import ImageDataset
+from .episodes import Episode
+from .errors import BankError
+from .files import BUNDLED, cache_folder, tensor_hash, write_tensors
+from .splits import SPLITS, Split, drawn
+
 NAMED = ("dataset", "backbone", "classnames", "templates", "logit_scale", "hash")  # what a file says beside `meta`
-
-
-class BankError(ValueError):
-    """A bank, split or episode that cannot be right; the message says what, what was expected and what to do."""
-
-
-def cache_folder() -> Path:
-    """Where built and pulled banks live: $CLIP_ADAPTER_LITE_CACHE, else ~/.cache/clip-adapter-lite."""
-    return Path(os.environ.get("CLIP_ADAPTER_LITE_CACHE", "~/.cache/clip-adapter-lite")).expanduser()
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """Image features and their labels.
-
-    features: [N, D] float, un-normalised; or [V, N, D] with V augmented views of each image.
-    labels: [N] integers, the index of each image's class.
-    """
-    features: Tensor
-    labels: Tensor
-
-    def __post_init__(self):
-        features, labels = torch.as_tensor(self.features), torch.as_tensor(self.labels)
-        if features.ndim not in (2, 3) or not features.is_floating_point():
-            raise BankError(f"A split's features must be floating point of shape [N, D] or [V, N, D]; "
-                            f"got {features.dtype} of shape {list(features.shape)}.")
-        if labels.ndim != 1 or labels.is_floating_point() or len(labels) != features.shape[-2]:
-            raise BankError(f"A split's labels must be {features.shape[-2]} integers, one for each image; "
-                            f"got {labels.dtype} of shape {list(labels.shape)}.")
-        object.__setattr__(self, "features", features)
-        object.__setattr__(self, "labels", labels.long())
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def views(self) -> int:
-        """How many views there are of each image."""
-        return 1 if self.features.ndim == 2 else len(self.features)
-
-    def view(self, step: int = 0) -> Tensor:
-        """The features [N, D] of view `step` modulo V: a fresh view each training step, view 0 for judging."""
-        return self.features if self.features.ndim == 2 else self.features[step % len(self.features)]
-
-    def take(self, rows: Tensor) -> "Split":
-        """The images at `rows`, in that order, with all their views."""
-        return Split(self.features[..., rows, :], self.labels[rows])
-
-    def to(self, *args) -> "Split":
-        """The split with its features on another device or in another dtype (arguments of `Tensor.to`)."""
-        features = self.features.to(*args)
-        return Split(features, self.labels.to(features.device))
-
-    def check(self, name: str, width: int, classes: int) -> None:
-        """Raise BankError unless features are [.., width], finite and non-zero, and labels are in 0 … classes - 1."""
-        if self.features.shape[-1] != width:
-            raise BankError(f"{name}: features have {self.features.shape[-1]} dimensions but the classifier weights "
-                            f"have {width}; both must come from the same backbone.")
-        wrong = ~torch.isfinite(self.features).all(-1)
-        if wrong.any():
-            raise BankError(f"{name}: {int(wrong.sum())} feature rows hold NaN or infinity, the first at index "
-                            f"{wrong.nonzero()[0].tolist()}; build the bank again or drop those images.")
-        empty = ~self.features.any(-1)
-        if empty.any():
-            raise BankError(f"{name}: {int(empty.sum())} feature rows are all zero and so have no direction, the first at "
-                            f"index {empty.nonzero()[0].tolist()}; build the bank again or drop those images.")
-        if len(self) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < classes:
-            raise BankError(f"{name}: labels run from {int(self.labels.min())} to {int(self.labels.max())} but there "
-                            f"are {classes} classes, so they must lie in 0 … {classes - 1}.")
-
-
-@dataclass(frozen=True, eq=False)
-class Episode:
-    """One few-shot problem. Nothing but `support` and `val` may be used for fitting; `test` is for judging, once.
-
-    text_features [C, D] are the classifier weights W; logit_scale is 1/τ of the backbone; `shortfall` counts, per class,
-    how many of the min(shots, 4) validation images the bank did not have.
-    """
-    support: Split
-    val: Split
-    test: Split
-    text_features: Tensor
-    classnames: tuple[str, ...]
-    logit_scale: float
-    templates: tuple[str, ...] = ()
-    dataset: str = "arrays"
-    backbone_name: str = "unknown"
-    backbone_tag: str = ""
-    preprocessing: dict = field(default_factory=dict)
-    shots: int = 0
-    seed: int = 0
-    shortfall: tuple[int, ...] = ()
-
-    @cached_property
-    def backbone(self):
-        """The backbone that made the features, loaded on first use (CoOp needs its text encoder)."""
-        from .backbones import shared_backbone
-        return shared_backbone(self.backbone_name, self.backbone_tag, self.text_features.device)
-
-    def to(self, *args) -> "Episode":
-        """The episode on another device or in another dtype (arguments of `Tensor.to`)."""
-        return replace(self, support=self.support.to(*args), val=self.val.to(*args), test=self.test.to(*args),
-                       text_features=self.text_features.to(*args))
-
-    def check(self) -> None:
-        """Raise BankError if a method could not be fitted to this episode."""
-        classes, width = self.text_features.shape
-        if not len(self.support):
-            raise BankError("The support set is empty; a method needs at least one image of each class.")
-        for name in ("support", "val", "test"):
-            getattr(self, name).check(f"{self.dataset}, {name}", width, classes)
-        missing = sorted(set(range(classes)) - set(self.support.labels.tolist()))
-        if missing:
-            raise BankError(f"{self.dataset}: the support set has no image of class "
-                            f"{', '.join(self.classnames[c] for c in missing[:5])}; each class needs at least one.")
-
-
-def rank(seed: int, label: int, indices: list[int]) -> list[int]:
-    """`indices` in the order of a SHA-256 of (seed, class, index): the same on every machine and version."""
-    return sorted(indices, key=lambda i: hashlib.sha256(f"{seed}/{label}/{i}".encode()).digest())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -227,11 +114,9 @@ class FeatureBank:
             shortfall=tuple(max(0, wanted - n) for n in self._counts("val")))
 
     def _draw(self, name: str, per_class: int, seed: int) -> Split:
-        split, rows = self.splits[name], [[] for _ in self.classnames]
-        for index, label in enumerate(split.labels.tolist()):
-            rows[label].append(index)
-        chosen = [i for label, indices in enumerate(rows) for i in rank(seed, label, indices)[:per_class]]
-        return split.take(torch.tensor(chosen, dtype=torch.long)).to(torch.float32)
+        split = self.splits[name]
+        rows = drawn(split.labels.tolist(), len(self.classnames), per_class, seed)
+        return split.take(torch.tensor(rows, dtype=torch.long)).to(torch.float32)
 
     # ── files ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -271,7 +156,6 @@ class FeatureBank:
         if path.is_file():
             return cls._read(path)
         if build and path.suffix != ".safetensors":
-            from .building import build_bank  # here, since it stands on this module
             return build_bank(str(name), backbone, out=cache_place(str(name), backbone), **options)
         raise FileNotFoundError(f"No bank '{name}' for backbone '{backbone}' (there: "
                                 f"{', '.join(list_banks(backbone)) or 'none'}); {_how_to_get(path, backbone)}.")
@@ -296,27 +180,56 @@ class FeatureBank:
         return cls(**keys, text_features=text, splits=splits, meta=about)
 
 
-def write_tensors(tensors: dict[str, Tensor], path: str | Path, metadata: dict[str, str] | None = None) -> Path:
-    """Write a safetensors file under a temporary name and rename it, so that a failure leaves an older file as it was."""
-    from safetensors.torch import save_file
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        save_file(tensors, partial, metadata=metadata)
-        partial.chmod(0o644)  # safetensors leaves 0600, which nobody else could read in a shared folder
-        return partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+def build_bank(dataset: ImageDataset | str, backbone: str | Backbone = "pocket", *, root: str | Path | None = None,
+               download: bool = False, allow_missing: bool = False, tag: str | None = None,
+               out: str | Path | None = None, force: bool = False, views: int = 1, preprocess: str = "clip",
+               templates: str | Sequence[str] | None = None, normalize_each: bool = True, batch: int = 64,
+               workers: int | None = None, skip_unreadable: bool = False, seed: int = 1,
+               progress: bool = True) -> FeatureBank:
+    """The feature bank of a dataset (an `ImageDataset`, or a name for `load_dataset`) under a backbone (loaded, or a name).
+
+    root, download, allow_missing: as `load_dataset` has them, for a name. tag: the weights, for a backbone's name.
+    out: where the bank is written. Until it is, finished shards are kept beside it, in `OUT.parts`: after a kill, a full
+        disk or Ctrl-C the same call goes on and gives the same tensors. force: build though `out` is there already, or
+        though the shards are another build's.
+    views: of each training picture, [V, N, D]: view 0 is the plain picture, the others are random crops, half of them
+        mirrored, that depend on `seed`, the picture's place and the view alone. val and test are plain.
+    preprocess: "clip" keeps the aspect ratio (the backbone's own way; views show 0.5 to 1 of the area, as Tip-Adapter's),
+        "coop" squashes both sides (views show 0.08 to 1, as CoOp's). Recorded; `predict` does as the bank did.
+    templates: prompts with {} for the class name, or sets of them by name (seven, openai-80); the dataset's own by default.
+        Their features are averaged at unit length, or raw with normalize_each=False.
+    batch: pictures at a time, halved where the memory does not suffice. workers: threads that decode; one a core.
+    skip_unreadable: leave out pictures that cannot be read; `protocol` says how many.
+    Raises OSError, naming all of them, for unreadable pictures, once everything else is finished; BankError, ValueError and
+    FileNotFoundError for what cannot be right, before any work.
+    """
+    if isinstance(dataset, str):
+        if root is None:
+            raise ValueError(f"To build the bank of {dataset}, root=DIR (--root DIR) must say which folder holds the "
+                             "datasets.")
+        dataset = datasets.load_dataset(dataset, root, download=download, allow_missing=allow_missing, seed=seed)
+    workers = os.cpu_count() or 1 if workers is None else workers
+    if batch < 1 or workers < 1:
+        raise ValueError(f"batch and workers must be at least 1; got {batch} and {workers}.")
+    if out and Path(out).exists() and not force:
+        raise BankError(f"{out} is there already; load it, give another --out, or build it again with --force (force=True).")
+    templates = _prompts(templates or dataset.templates)
+    backbone = load_backbone(backbone, tag) if isinstance(backbone, str) else backbone
+    fields, shards = build(dataset, backbone, templates, out=out, force=force, views=views, style=preprocess,
+                           normalize_each=normalize_each, batch=batch, workers=workers, seed=seed,
+                           skip_unreadable=skip_unreadable, progress=progress)
+    bank = FeatureBank(**fields)
+    if shards:
+        shards.put(lambda: bank.save(out))
+        shards.remove()
+    return bank
 
 
-def tensor_hash(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 over the tensors in name order: name, dtype, shape, bytes."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()
+def _prompts(templates: str | Sequence[str]) -> tuple[str, ...]:
+    """The prompts, with the sets among them by name taken apart."""
+    given = [templates] if isinstance(templates, str) else templates
+    return tuple(one for text in given
+                 for one in (datasets.template_set(text) if text in datasets.TEMPLATE_SETS else (text,)))
 
 
 def _places(name: str, backbone: str) -> list[Path]:
@@ -342,7 +255,6 @@ def cache_place(name: str, backbone: str) -> Path:
 
 def _how_to_get(path: Path, backbone: str) -> str:
     """What to do about a bank that is not there, as the end of a sentence."""
-    from . import datasets  # here, since it stands on this module
     named, name = path.suffix != ".safetensors", path.stem
     build = f"`clip-adapter-lite build --backbone {quote(backbone)}"
     pull = f"`clip-adapter-lite pull SOURCE --name {quote(name)}`"

@@ -2,9 +2,10 @@
 import torch
 from torch.nn.functional import cross_entropy
 
-from .backbones import best_device
-from .banks import Episode
+from .episodes import Episode
 from .methods import CLIPAdapter
+from .splits import share_right
+from .training import seeded
 
 
 def training_curve(method: CLIPAdapter, episode: Episode, every: int = 4):
@@ -26,9 +27,7 @@ def training_curve(method: CLIPAdapter, episode: Episode, every: int = 4):
                              f"{getattr(method, ratio)!r}, for which fit() tells what it finds.")
     if every < 1:
         raise ValueError(f"every must be at least 1; got {every}.")
-    episode.check()
-    asked, episode = episode, episode.to(best_device(method.device),
-                                         torch.promote_types(episode.support.features.dtype, torch.float32))
+    episode = method.prepared(episode)
     alpha, beta = (getattr(method, ratio) if ratio in used else None for ratio in ("alpha", "beta"))
     splits = (episode.support, episode.val, episode.test)
     images, sizes = torch.cat([split.view() for split in splits]), [len(split) for split in splits]
@@ -39,12 +38,13 @@ def training_curve(method: CLIPAdapter, episode: Episode, every: int = 4):
     def look(head, step: int) -> None:
         if step in watched:
             logits = head(images).split(sizes)
-            right = [(found.argmax(1) == split.labels).double().mean().item() for found, split in zip(logits, splits)]
+            right = [share_right(found, split.labels) for found, split in zip(logits, splits)]
             rows.append((step, cross_entropy(logits[0], episode.support.labels).item(), *right))
 
-    with torch.random.fork_rng(), torch.enable_grad():
+    with seeded(episode.seed):
         method._train(episode, alpha, beta, watch=look)
     rows += [(step, *rows[0][1:]) for step in sorted(watched)[len(rows):]]  # α = β = 0 trains nothing
     table = pandas.DataFrame(rows, columns=["step", "loss", "train", "val", "test"])
-    table.attrs = {"backbone": asked.backbone_name, "dataset": asked.dataset, "shots": asked.shots, "seed": asked.seed}
+    table.attrs = {"backbone": episode.backbone_name, "dataset": episode.dataset, "shots": episode.shots,
+                   "seed": episode.seed}
     return table

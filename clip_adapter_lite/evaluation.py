@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .splits import share_right
+
 PAIR = ["dataset", "backbone", "shots", "seed"]  # what two runs share when they differ in the method alone
 BANK = PAIR[:2]
 
@@ -16,8 +18,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
 
     Of equal highest entries the first counts. Raises ValueError on wrong shapes, NaN, or labels outside 0 … C - 1.
     """
-    logits, labels = _checked(logits, labels)
-    return (logits.argmax(1) == labels).double().mean().item()
+    return share_right(*_checked(logits, labels))
 
 
 def per_class_accuracy(logits: Tensor, labels: Tensor, classes: int | None = None) -> Tensor:
@@ -51,9 +52,8 @@ def reliability_curve(probabilities: Tensor, labels: Tensor, bins: int = 15):
                          "of the logits, as classifier.probabilities(features) does.")
     confidence, predicted = probabilities.max(1)
     inner_edges = (torch.arange(1, bins, dtype=torch.float64) / bins).to(confidence.dtype)
-    points = pandas.DataFrame({"confidence": confidence.double().cpu(),
-                               "accuracy": (predicted == labels).double().cpu(),
-                               "bin": torch.bucketize(confidence.double().cpu(), inner_edges.double())})
+    points = pandas.DataFrame({"confidence": confidence.double(), "accuracy": (predicted == labels).double(),
+                               "bin": torch.bucketize(confidence.double(), inner_edges.double())})
     grouped = points.groupby("bin")
     return grouped[["confidence", "accuracy"]].mean().assign(count=grouped.size()).reset_index(drop=True)
 
@@ -69,8 +69,11 @@ def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> 
 
 
 def _checked(scores: Tensor, labels: Tensor, classes: int | None = None) -> tuple[Tensor, Tensor]:
-    """Scores [N, C] and labels [N] as tensors on one device; ValueError unless they fit together."""
-    scores, labels = torch.as_tensor(scores), torch.as_tensor(labels)
+    """Scores [N, C] and labels [N] as tensors on the CPU (what is made of them are numbers and small tables).
+
+    Raises ValueError unless they fit together.
+    """
+    scores, labels = torch.as_tensor(scores).detach().cpu(), torch.as_tensor(labels).detach().cpu()
     if scores.ndim != 2 or not len(scores) or labels.shape != scores.shape[:1] or labels.is_floating_point():
         raise ValueError(f"Expected scores of shape [N, C] and N integer labels with N at least 1; got "
                          f"{list(scores.shape)} and {labels.dtype} of shape {list(labels.shape)}; give one row of scores "
@@ -82,7 +85,7 @@ def _checked(scores: Tensor, labels: Tensor, classes: int | None = None) -> tupl
     if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise ValueError(f"Labels run from {int(labels.min())} to {int(labels.max())} but there are {classes} classes, "
                          f"so they must lie in 0 … {classes - 1}; number the labels as the columns of the scores.")
-    return scores, labels.long().to(scores.device)
+    return scores, labels.long()
 
 
 # ── is one method above another? ──────────────────────────────────────────────────────────────────────────────────

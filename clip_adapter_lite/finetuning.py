@@ -13,34 +13,40 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from .backbones import Backbone, classifier_weights, load_backbone
-from .banks import SPLITS, BankError, Episode, rank
-from .building import open_image
 from .datasets.base import ImageDataset
+from .devices import best_device
+from .encoding import open_image
+from .episodes import Episode
+from .errors import BankError
 from .methods.base import cosine_logits
-from .training import train
+from .naming import prompts
+from .splits import share_right
+from .training import seeded, train
 
 RATES = (1e-4, 1e-3, 1e-2)
 Logits = Callable[[Tensor], Tensor]
 
 
-def finetune_text(episode: Episode, *, steps: int = 60, rates: Iterable[float] = RATES, every: int = 10):
+def finetune_text(episode: Episode, *, steps: int = 60, rates: Iterable[float] = RATES, every: int = 10,
+                  device: str | torch.device = "auto"):
     """Train the text tower, token embeddings left as they are, on the support features; a table as of `training_curve`.
 
     Columns step, loss (on the support images), train, val, test (accuracies in [0, 1]): a row for step 0, which is
     zero-shot CLIP, every `every` steps, and the last. Full-batch AdamW with a cosine schedule and no weight decay, once for
     each of `rates`; the one with the highest validation accuracy is kept, of equals that with the lower cross-entropy.
     `.attrs` holds backbone, dataset, shots, seed, rate (the kept one), tried ({rate: validation accuracy}), parameters
-    (trained ones) and seconds (all rates, without the looking on). The episode's backbone is loaded and left as it was.
+    (trained ones) and seconds (all rates, without the looking on). The episode and its backbone, which is left as
+    it was, are brought to `device`.
     Raises BankError as `fit` does and without validation images, ValueError for steps or every below 1 or no rates.
     """
     episode.check()
+    episode = episode.to(best_device(device))  # its backbone follows
     rates = _checked(steps, rates, every, len(episode.val), episode.dataset)
-    frozen, names = episode.backbone, [name.replace("_", " ") for name in episode.classnames]
-    templates = episode.templates or ("a photo of a {}.",)
-    tokens = frozen.tokenizer([t.replace("{}", name) for t in templates for name in names]).to(frozen.device)
+    frozen, templates = episode.backbone, episode.templates or ("a photo of a {}.",)
+    tokens = frozen.tokens([text for template in templates for text in prompts(episode.classnames, template)])
 
     def made() -> tuple[list[Tensor], Logits]:
-        backbone = replace(frozen, model=deepcopy(frozen.model).float())  # half on CUDA
+        backbone = replace(frozen, model=deepcopy(frozen.model).float(), dtype=torch.float32)  # half on CUDA
         tower = backbone.text_tower
         projection = tower.text_projection
         trained = [*tower.transformer.parameters(), *tower.ln_final.parameters(), tower.positional_embedding,
@@ -52,8 +58,7 @@ def finetune_text(episode: Episode, *, steps: int = 60, rates: Iterable[float] =
 
         return trained, logits
 
-    splits = [(split.view().to(frozen.device).float(), split.labels.to(frozen.device))
-              for split in (episode.support, episode.val, episode.test)]
+    splits = [(split.view().float(), split.labels) for split in (episode.support, episode.val, episode.test)]
     table = _chosen(made, splits, steps, rates, every, len(episode.support), episode.seed)
     table.attrs |= {"backbone": episode.backbone_name, "dataset": episode.dataset, "shots": episode.shots,
                     "seed": episode.seed}
@@ -61,27 +66,30 @@ def finetune_text(episode: Episode, *, steps: int = 60, rates: Iterable[float] =
 
 
 def finetune_visual(dataset: ImageDataset, *, shots: int = 16, seed: int = 1, backbone: str | Backbone = "pocket",
-                    steps: int = 60, rates: Iterable[float] = RATES, every: int = 20, batch: int = 32):
+                    steps: int = 60, rates: Iterable[float] = RATES, every: int = 20, batch: int = 32,
+                    device: str | torch.device = "auto"):
     """Train the last block of the pocket CLIP's image tower on pictures; a table as of `finetune_text`.
 
     The support and validation pictures are those of `episode(shots, seed)` of a bank built from the dataset. What lies below
     the block is computed once for each picture, a favour to fine-tuning: `encoding_seconds` of `.attrs` says what that
     took, and `seconds` the training alone, on minibatches of `batch`. Batch norms keep their statistics; what follows the
-    block stays frozen. The backbone is left as it was. Raises ValueError for another tower or as `finetune_text` does,
+    block stays frozen. The backbone is left as it was.
+    device: for a backbone's name. Raises ValueError for another tower or as `finetune_text` does,
     and BankError if a class has too few pictures.
     """
-    frozen = load_backbone(backbone) if isinstance(backbone, str) else backbone
+    frozen = load_backbone(backbone, device=device) if isinstance(backbone, str) else backbone
     trunk = getattr(frozen.model.visual, "trunk", None)
     if not hasattr(trunk, "conv_stem"):
         raise ValueError(f"finetune_visual() knows the image tower of the pocket CLIP, not that of {frozen.name}; give "
                          "backbone='pocket'.")
     rates = _checked(steps, rates, every, len(dataset.splits["val"]), dataset.name)
-    weights = classifier_weights(frozen, dataset.classnames, dataset.templates)
+    weights = classifier_weights(frozen, dataset.classnames, dataset.templates).to(frozen.device)
     start, splits = time.perf_counter(), []
     whole = deepcopy(frozen.model.visual).float()  # half on CUDA
-    for name, wanted in zip(SPLITS, (shots, min(shots, 4), None)):
-        items = _drawn(dataset, name, wanted, seed)
-        maps = _below(whole.trunk, [frozen.preprocess(open_image(picture)) for picture, _ in items], frozen.device)
+    for split, wanted in (("train", shots), ("val", min(shots, 4)), ("test", None)):
+        items = dataset.draw(split, wanted, seed)
+        pixels = [frozen.preprocess(open_image(picture)) for picture, _ in items]
+        maps = activations_below(whole.trunk, pixels, frozen.device)
         splits.append((maps, torch.tensor([label for _, label in items], device=frozen.device)))
     encoding = time.perf_counter() - start
 
@@ -113,23 +121,8 @@ def _checked(steps: int, rates: Iterable[float], every: int, validation: int, da
     return rates
 
 
-def _drawn(dataset: ImageDataset, split: str, wanted: int | None, seed: int) -> list:
-    """The pictures and labels that an episode takes: `wanted` a class, or all."""
-    items = dataset.splits[split]
-    if not items:
-        raise BankError(f"{dataset.name} has no {split} pictures; give a dataset with pictures in every split.")
-    if wanted is None:
-        return items
-    rows = [[i for i, (_, label) in enumerate(items) if label == c] for c in range(len(dataset.classnames))]
-    few = min(range(len(rows)), key=lambda c: len(rows[c]))
-    if split == "train" and not 1 <= wanted <= len(rows[few]):
-        raise BankError(f"shots must be from 1 to {len(rows[few])}, the training pictures of {dataset.name}'s class "
-                        f"'{dataset.classnames[few]}'; got {wanted}.")
-    return [items[i] for c, indices in enumerate(rows) for i in rank(seed, c, indices)[:wanted]]
-
-
 @torch.no_grad()
-def _below(trunk, pixels: Sequence[Tensor], device: torch.device, batch: int = 64) -> Tensor:
+def activations_below(trunk, pixels: Sequence[Tensor], device: torch.device, batch: int = 64) -> Tensor:
     """What the last block of the trunk is given for each preprocessed picture [3, H, W]: maps [N, channels, h, w]."""
     parts = [torch.stack(pixels[start:start + batch]).to(device, memory_format=torch.channels_last)
              for start in range(0, len(pixels), batch)]
@@ -153,7 +146,7 @@ def _chosen(made: Callable[[], tuple[list[Tensor], Logits]], splits: list[tuple[
             nonlocal looking
             began = time.perf_counter()
             found = logits(everything).split(sizes)
-            right = [(scored.argmax(1) == y).double().mean().item() for scored, (_, y) in zip(found, splits)]
+            right = [share_right(scored, y) for scored, (_, y) in zip(found, splits)]
             losses = [cross_entropy(scored, y).item() for scored, (_, y) in zip(found[:2], splits)]
             rows.append((step, losses[0], *right, losses[1]))
             looking += time.perf_counter() - began
@@ -168,8 +161,7 @@ def _chosen(made: Callable[[], tuple[list[Tensor], Logits]], splits: list[tuple[
             if (step + 1) % every == 0 or step + 1 == steps:
                 look(step + 1)
 
-        with torch.random.fork_rng(), torch.enable_grad():
-            torch.manual_seed(seed)
+        with seeded(seed):
             for parameter in parameters:
                 parameter.requires_grad_()
             look(0)

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from .banks import BankError
+from .devices import as_array
 from .methods import Classifier
 
 
@@ -18,7 +18,7 @@ def manifold_measures(features, labels, k: int = 10) -> dict[str, float]:
     import numpy
     from sklearn.metrics import silhouette_score
     from sklearn.neighbors import NearestNeighbors
-    x, y = _unit(features), numpy.asarray(labels)
+    x, y = _unit(features), as_array(labels)
     classes = len(numpy.unique(y))
     if y.shape != (len(x),) or not 2 <= classes < len(x):
         raise ValueError(f"Expected N labels of at least two classes, and fewer classes than the N = {len(x)} features; got "
@@ -49,28 +49,17 @@ def tsne(features, perplexity: float = 30, seed: int = 0):
 
 @torch.no_grad()
 def fitted_features(classifier: Classifier, features: Tensor) -> Tensor:
-    """What a fitted classifier compares with its classifier weights, at unit length: [N, D] of features [N, D].
+    """What a fitted classifier compares with its classifier weights, at unit length: [N, D], where the features [N, D] are.
 
     f* of a CLIP-Adapter with a visual branch (paper, equation of the residual blend); f itself of one without, and of
     zero-shot and CoOp, which change W alone. Raises BankError for features of another width.
     """
-    head = classifier.head
-    while hasattr(head, "head"):  # a transferred classifier wraps the fitted one
-        head = head.head
-    if features.ndim != 2 or features.shape[1] != head.width:
-        raise BankError(f"fitted_features() takes features of shape [N, {head.width}], the width this classifier was fitted "
-                        f"on; got {list(features.shape)}.")
-    f = features.to(next(head.buffers()))
-    if getattr(head, "visual", None) is not None:
-        alpha = head.alphas(f)
-        f = normalize(f, dim=-1) if head.normalize == "before" else f
-        f = alpha * head.visual(f) + (1 - alpha) * f
-    return normalize(f, dim=-1)
+    return normalize(classifier.head.features(classifier.brought(features)), dim=-1).to(features.device)
 
 
 def _unit(features):
     """Features [N, D] at unit length, as a float64 array. Raises ValueError for other shapes, NaN or a row of zeros."""
-    x = torch.as_tensor(features).detach().cpu().double()
+    x = torch.as_tensor(as_array(features)).double()
     if x.ndim != 2 or not torch.isfinite(x).all() or not x.any(1).all():
         raise ValueError(f"Expected features of shape [N, D], finite and none of them all zero; got shape {list(x.shape)}.")
     return normalize(x, dim=-1).numpy()

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .banks import BankError, tensor_hash, write_tensors
-from .datasets.base import one_line
+from .errors import BankError, one_line
+from .files import tensor_hash, write_tensors
 
 
 class Shards:

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
-from .banks import BankError, FeatureBank, cache_folder, cache_place
-from .datasets.base import one_line
+from .banks import FeatureBank, cache_place
+from .errors import BankError, one_line
+from .files import cache_folder, file_hash
 
 WEB = ("http://", "https://")
 CHUNK = 1 << 20  # bytes
@@ -33,7 +34,7 @@ def push(bank: FeatureBank | str | Path, dest: str | Path, *, backbone: str = "p
         raise ValueError(f"{url} can only be read from; push to a folder, hf://datasets/owner/repo or a bucket.")
     with tempfile.TemporaryDirectory() as folder:
         made = bank.save(Path(folder) / "bank.safetensors")
-        digest = _sha256(made)
+        digest = file_hash(made)
         try:
             fs, path = fsspec.core.url_to_fs(url)
             there = fs.exists(path)
@@ -78,7 +79,7 @@ def pull(source: str | Path, *, name: str | None = None, sha256: str | None = No
         except BankError as error:
             raise BankError(str(error).replace(str(partial), url)) from error
         place = cache_place(name, bank.backbone)
-        if place.exists() and not force and _sha256(place) != found:
+        if place.exists() and not force and file_hash(place) != found:
             raise BankError(f"{place} is there already and is another bank; pull under another --name (name=…), or replace "
                             "it with --force (force=True).")
         place.parent.mkdir(exist_ok=True)
@@ -166,11 +167,6 @@ def _recorded(url: str) -> str | None:
     except FileNotFoundError:
         return None
     return _digest(words[0] if words else "", beside)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _digest(text: str, where: str) -> str:

@@ -7,20 +7,17 @@ import torch
 from torch import Tensor
 
 
-@contextmanager
-def threads(most: int) -> Iterator[None]:
-    """At most so many torch threads inside, the caller's number again after: small matrices get slower with more."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(min(before, most))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def cosine(done: float) -> float:
     """Half a cosine: the factor on the learning rate when the fraction `done` of the training is over."""
     return 0.5 * (1 + math.cos(math.pi * done))
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside, gradients flow and all randomness comes from `seed`; after it the caller's generators are as they were."""
+    with torch.random.fork_rng(), torch.enable_grad():
+        torch.manual_seed(seed)
+        yield
 
 
 def train(parameters: Iterable[Tensor] | list[dict], loss: Callable[[int], Tensor], *, steps: int, rate: float,

@@ -4,10 +4,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .banks import BankError, FeatureBank, Split
+from .banks import FeatureBank
+from .errors import BankError
 from .methods import Classifier
+from .methods.base import Head
+from .splits import Split
 
 
 def transfer(classifier: Classifier, bank: FeatureBank, *, mapping: Mapping[str, str | int] | None = None,
@@ -35,9 +38,8 @@ def transfer(classifier: Classifier, bank: FeatureBank, *, mapping: Mapping[str,
         head = classifier.head
         while isinstance(head, Columns):
             head = head.head
-        weight = next(head.buffers())
         with torch.no_grad(), torch.random.fork_rng():
-            head = classifier.method.reworded(head, bank.episode(1, allow_fewer=True).to(weight.device, weight.dtype))
+            head = classifier.method.reworded(head, bank.episode(1, allow_fewer=True).to(head.place))
     else:
         columns = _columns(classifier.classnames, bank, mapping or {})
         head = classifier.head if columns == list(range(len(classifier.classnames))) else Columns(classifier.head, columns)
@@ -45,10 +47,10 @@ def transfer(classifier: Classifier, bank: FeatureBank, *, mapping: Mapping[str,
                    origin=classifier.origin | {"transferred_to": bank.dataset})
 
 
-class Columns(nn.Module):
+class Columns(Head):
     """Some columns of a head's logits, in another order: features [N, D] → logits [N, len(columns)]."""
 
-    def __init__(self, head: nn.Module, columns: list[int]):
+    def __init__(self, head: Head, columns: list[int]):
         super().__init__()
         self.head, self.columns, self.width = head, columns, head.width
 
@@ -57,6 +59,16 @@ class Columns(nn.Module):
         """None: a file holds a whole head, so saving is refused with ValueError."""
         raise ValueError("A classifier over some or reordered classes of another is not saved; save the fitted one, and "
                          "transfer it again after loading.")
+
+    def features(self, features: Tensor) -> Tensor:
+        return self.head.features(features)
+
+    def alphas(self, features: Tensor) -> Tensor | None:
+        return self.head.alphas(features)
+
+    def betas(self) -> Tensor | None:
+        found = self.head.betas()
+        return found if found is None else found[self.columns]
 
     def forward(self, features: Tensor) -> Tensor:
         return self.head(features)[:, self.columns]

@@ -15,8 +15,8 @@ from html import escape
 import ipywidgets
 
 from . import plots
-from .plots.style import count
-from .training import threads
+from .devices import best_device, threads
+from .naming import count
 
 PAPER = "background: white; padding: 6px; border-radius: 4px; max-width: 100%; box-sizing: border-box"
 NOTE = "border-left: 4px solid #d55e00; padding-left: 8px; margin: 4px 0; line-height: 1.4"  # the theme's own text colour
@@ -108,8 +108,8 @@ def prompt_playground(bank, backbone=None, pictures=None) -> Explorer:
     backbone: a loaded one; by default that of the bank is loaded when the words first change. pictures: the bank's test
     pictures (paths or PIL images), in its order, to show them too.
     """
-    from .backbones import best_device, classifier_weights, shared_backbone
-    from .building import open_image
+    from .backbones import classifier_weights, shared_backbone
+    from .encoding import open_image
     comma = ";" if any("," in name for name in bank.classnames) else ","
     own = " ; ".join(bank.templates), f"{comma} ".join(bank.classnames)
 

@@ -4,6 +4,7 @@ No network: `RN50-quickgelu` and `ViT-B-32-quickgelu` have random weights, saved
 """
 import copy
 import logging
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,8 +14,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from clip_adapter_lite import pocket
-from clip_adapter_lite.backbones import Backbone, best_device, classifier_weights, load_backbone, shared_backbone
+from clip_adapter_lite import backbones, pocket
+from clip_adapter_lite.backbones import Backbone, classifier_weights, load_backbone, shared_backbone
+from clip_adapter_lite.devices import best_device
 
 torch.set_num_threads(1)
 
@@ -24,6 +26,7 @@ TINY = {"embed_dim": 24,
         "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 16},
         "text_cfg": {"context_length": 20, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2}}
 TINY_MODELS = {"tiny": {}, "tiny-quickgelu": {"quick_gelu": True}, "tiny-custom": {"custom_text": True},
+               "tiny-resnet": {"vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16, "head_width": 32}},
                "tiny-bidirectional": {"custom_text": True, "text_cfg": TINY["text_cfg"] | {"no_causal_mask": True}}}
 
 
@@ -37,8 +40,8 @@ def tiny_models():
         del known[name]
 
 
-def load_random(name, folder):
-    """`load_backbone` of a checkpoint with random weights, and the state dict that was saved (half as large, in fp16)."""
+def random_checkpoint(name, folder):
+    """The path of a checkpoint with random weights, for `load_backbone`, and its state dict (half as large, in fp16)."""
     torch.manual_seed(0)
     model = open_clip.create_model(name, pretrained=None)
     with torch.no_grad():  # open_clip's start is so small that a text tower hardly tells one text from another
@@ -49,8 +52,14 @@ def load_random(name, folder):
                 module.weight.fill_(1)
     path, state = folder / f"{name}.pt", {key: value.half() for key, value in model.state_dict().items()}
     torch.save(state, path)
-    backbone = load_backbone(name, tag=str(path), device="cpu")
-    path.unlink()
+    return str(path), state
+
+
+def load_random(name, folder):
+    """`load_backbone` of such a checkpoint, and the state dict that was saved."""
+    path, state = random_checkpoint(name, folder)
+    backbone = load_backbone(name, tag=path, device="cpu")
+    Path(path).unlink()
     return backbone, state
 
 
@@ -202,23 +211,41 @@ def test_quick_gelu_computes_x_times_sigmoid_of_1_702_x(tiny):
 # ── half precision ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("name", ["pocket", "tiny", "tiny-custom", "tiny-quickgelu", "tiny-resnet"])
-def test_a_model_in_half_precision_takes_and_gives_float32(name, pocket_backbone, tiny):
-    """CUDA uses fp16 by the same code; bfloat16 is what a CPU can check. open_clip leaves some weights in float32."""
-    source, options = name, {}
-    if name == "pocket":
-        source, options, full = f"local-dir:{pocket.FOLDER}", {"load_weights": False}, pocket_backbone
-    elif name == "tiny-resnet":
-        source, options = "tiny", {"vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16, "head_width": 32}}
-        torch.manual_seed(0)
-        full = Backbone(name, "", open_clip.create_model(source, **options).eval(), None, tiny["tiny"].tokenizer,
-                        torch.device("cpu"))
-    else:
-        full = tiny[name]
-    model = open_clip.create_model(source, precision="bf16", **options)
-    model.load_state_dict(full.model.state_dict())
-    half = Backbone(name, "", model.eval(), None, full.tokenizer, torch.device("cpu"))
-    assert torch.bfloat16 in {p.dtype for p in model.parameters()}
+TOWERS = ["pocket", "tiny", "tiny-custom", "tiny-quickgelu", "tiny-resnet"]
+
+
+def tag_of(name, folder):
+    """What `load_backbone` takes as the tag: a checkpoint's path; None for the pocket CLIP."""
+    return None if name == "pocket" else random_checkpoint(name, folder)[0]
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_towers_built_for_half_precision_have_norms_that_stay_in_single(name, tmp_path, monkeypatch):
+    """Half-precision states meet float32 norms there: plain LayerNorm crashes on CUDA, and on a CPU only its type shows."""
+    monkeypatch.setattr(nn.Module, "to", lambda self, *_, **__: self)  # there is no GPU to move to
+    backbone = load_backbone(name, tag_of(name, tmp_path), "cuda")
+    norms = [m for m in backbone.model.modules() if isinstance(m, (nn.LayerNorm, nn.BatchNorm2d))]
+    assert {type(m).__name__ for m in norms if isinstance(m, nn.LayerNorm)} == {"LayerNormFp32"}
+    assert {m.weight.dtype for m in norms} == {torch.float32}
+    products = [m for m in backbone.model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    assert {m.weight.dtype for m in products} == {backbone.dtype} == {torch.float16}
+    assert backbone.text_tower.transformer.get_cast_dtype() == torch.float16
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_towers_on_the_cpu_are_in_single_precision(name, tmp_path):
+    backbone = load_backbone(name, tag_of(name, tmp_path), "cpu")
+    assert {p.dtype for p in backbone.model.parameters()} == {backbone.dtype} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", TOWERS)
+def test_a_model_in_half_precision_takes_and_gives_float32(name, tmp_path, monkeypatch):
+    """What CUDA does in fp16, in bfloat16, which a CPU has too."""
+    tag = tag_of(name, tmp_path)
+    full = load_backbone(name, tag, "cpu")
+    monkeypatch.setattr(backbones, "tower_precision", lambda device: "bf16")
+    half = load_backbone(name, tag, "cpu")
+    assert half.dtype == torch.bfloat16 and torch.bfloat16 in {p.dtype for p in half.model.parameters()}
     for mine, exact in ((half.encode_text(TEXTS), full.encode_text(TEXTS)),
                         (half.encode_images(pictures(half)), full.encode_images(pictures(full)))):
         assert mine.dtype == torch.float32
@@ -383,15 +410,6 @@ def test_auto_takes_cuda_then_mps_then_the_cpu(cuda, mps, wanted, monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
     assert best_device() == best_device("auto") == torch.device(wanted)
     assert best_device("cpu") == best_device(torch.device("cpu")) == torch.device("cpu")
-
-
-@pytest.mark.parametrize("device, wanted", [("cuda", torch.float16), ("cpu", torch.float32)])
-def test_the_pocket_clip_too_is_in_half_precision_on_cuda_and_in_full_elsewhere(monkeypatch, device, wanted):
-    monkeypatch.setattr(torch.nn.Module, "to", lambda self, *_, **__: self)  # there is no GPU to move to
-    model = load_backbone("pocket", device=device).model
-    assert model.visual.trunk.conv_stem.weight.dtype == model.visual.head.proj.weight.dtype == wanted
-    assert model.text_projection.dtype == model.transformer.get_cast_dtype() == wanted
-    assert model.visual.trunk.bn1.weight.dtype == torch.float32  # norms lose too much in half
 
 
 def test_a_shared_backbone_is_loaded_once():

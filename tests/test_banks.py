@@ -17,7 +17,8 @@ from safetensors import safe_open
 
 import clip_adapter_lite as cal
 from clip_adapter_lite import FeatureBank, Split, pocket
-from clip_adapter_lite.banks import BUNDLED, SPLITS, rank
+from clip_adapter_lite.files import BUNDLED
+from clip_adapter_lite.splits import SPLITS, rank
 
 TWELVE = ("caltech101", "cifar10", "dtd10", "fashion-mnist", "grocery", "gtsrb", "pacs-art", "pacs-cartoon", "pacs-photo",
           "pacs-sketch", "rsscn7", "sun18")

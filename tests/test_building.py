@@ -11,10 +11,11 @@ from PIL import Image
 from torch.nn.functional import normalize
 from torchvision.transforms import RandomResizedCrop
 
-from clip_adapter_lite import FeatureBank, backbones, building
-from clip_adapter_lite.banks import SPLITS
-from clip_adapter_lite.building import STYLES, build_bank, encode, open_image, random_view
+from clip_adapter_lite import FeatureBank, backbones, banks, encoding
+from clip_adapter_lite.banks import build_bank
 from clip_adapter_lite.datasets import ImageDataset, template_set
+from clip_adapter_lite.encoding import STYLES, encode, open_image, random_view
+from clip_adapter_lite.splits import SPLITS
 
 WIDTH, SIZE = 6, 4
 MAP = torch.randn(3 * SIZE * SIZE, WIDTH, generator=torch.Generator().manual_seed(0))
@@ -174,7 +175,7 @@ def test_a_built_bank_says_where_it_comes_from_and_survives_a_file(dataset, tmp_
 
 
 def test_a_backbone_may_be_named(dataset, monkeypatch):
-    monkeypatch.setattr(building, "load_backbone", lambda name, tag: {("fake name", None): Fake()}[name, tag])
+    monkeypatch.setattr(banks, "load_backbone", lambda name, tag: {("fake name", None): Fake()}[name, tag])
     assert build_bank(dataset[0], "fake name", progress=False).backbone == "fake"
 
 
@@ -374,7 +375,7 @@ def test_for_a_gpu_a_batch_is_pinned_whole_and_goes_over_as_bytes(monkeypatch):
                         or self if torch.device("cuda") in args else to(self, *args, **options))
     tensor = torch.tensor
     monkeypatch.setattr(torch, "tensor", lambda values, device=None, **options: tensor(values, **options))
-    encoder = building.Encoder(Eye(), views=2)
+    encoder = encoding.Encoder(Eye(), views=2)
     pixels = [encoder.pixels(blurred(i), i) for i in range(3)]
     wanted = encoder.features(pixels)
     assert not steps

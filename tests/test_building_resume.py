@@ -17,10 +17,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from clip_adapter_lite import BankError, FeatureBank, building, load_backbone
-from clip_adapter_lite.banks import SPLITS
-from clip_adapter_lite.building import build_bank
+from clip_adapter_lite.banks import build_bank
 from clip_adapter_lite.datasets import ImageDataset, load_dataset
 from clip_adapter_lite.shards import Shards
+from clip_adapter_lite.splits import SPLITS
 
 SIZE, WIDTH = 4, 6
 MAP = torch.randn(3 * SIZE * SIZE, WIDTH, generator=torch.Generator().manual_seed(0))

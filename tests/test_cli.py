@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 
 import clip_adapter_lite as cal
 from clip_adapter_lite import cli
-from clip_adapter_lite.compare import COLUMNS, Run
 from clip_adapter_lite.datasets import fashion_mnist
+from clip_adapter_lite.encoding import encode
+from clip_adapter_lite.experiments.runs import COLUMNS, Run
 
 OPTIONS = {
     "banks": ["--backbone"], "info": [],
@@ -28,7 +29,7 @@ BANKS = ("caltech101", "cifar10", "dtd10", "fashion-mnist", "grocery", "gtsrb", 
 def wide(monkeypatch):
     """A terminal that breaks no line."""
     wide = Console(width=250)
-    for part in (cli.banks, cli.studies, cli.using):
+    for part in (cli.banks, cli.studies, cli.inference):
         monkeypatch.setattr(part, "console", wide)
 
 
@@ -262,7 +263,7 @@ def test_predict_zero_shot_with_several_templates(run, boot):
     path, classes = boot[0], ("ankle boot", "t-shirt", "bag")
     templates = ("a photo of a {}.", "a drawing of a {}.")
     backbone = cal.load_backbone("pocket", device="cpu")
-    features = torch.nn.functional.normalize(cal.building.encode(backbone, [path]), dim=-1)
+    features = torch.nn.functional.normalize(encode(backbone, [path]), dim=-1)
     for chosen in (templates[:1], templates):
         words = [word for template in chosen for word in ("--template", template)]
         text = run("predict", path, "--classes", " ankle boot, t-shirt,bag, ", *words)

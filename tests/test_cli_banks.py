@@ -12,7 +12,7 @@ from test_building_resume import Tower, stop
 from typer.testing import CliRunner
 
 import clip_adapter_lite as cal
-from clip_adapter_lite import FeatureBank, building, cli, datasets
+from clip_adapter_lite import FeatureBank, banks, building, cli, datasets
 
 OPTIONS = {
     "datasets": ["root"],
@@ -33,7 +33,7 @@ def tower(monkeypatch):
     """A backbone of a few lines, for any name; `asked` is what was asked for."""
     made = Tower()
     made.asked = []
-    monkeypatch.setattr(building, "load_backbone", lambda *asked: made.asked.append(asked) or made)
+    monkeypatch.setattr(banks, "load_backbone", lambda *asked: made.asked.append(asked) or made)
     return made
 
 

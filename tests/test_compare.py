@@ -12,7 +12,8 @@ import pandas
 import pytest
 
 import clip_adapter_lite as cal
-from clip_adapter_lite.compare import COLUMNS, pending, plan, read_rows
+from clip_adapter_lite.experiments.compare import pending
+from clip_adapter_lite.experiments.runs import COLUMNS, plan, read_rows
 
 SMALL = dict(methods=["zero-shot", cal.CLIPAdapter(alpha=0.5, steps=3)], shots=[1, 2], seeds=[1, 2])
 

@@ -14,9 +14,11 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from clip_adapter_lite import backbones
 from clip_adapter_lite.backbones import Backbone, classifier_weights, load_backbone
-from clip_adapter_lite.banks import Episode, FeatureBank, Split
+from clip_adapter_lite.banks import FeatureBank
+from clip_adapter_lite.episodes import Episode
 from clip_adapter_lite.methods import ZeroShot, coop
 from clip_adapter_lite.methods.coop import CoOp, Prompts
+from clip_adapter_lite.splits import Split
 
 torch.set_num_threads(1)
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clip_adapter_lite.banks import SPLITS
 from clip_adapter_lite.datasets import ImageDataset, fashion_mnist, split_by_hash
 from clip_adapter_lite.datasets.base import folder_items
 from clip_adapter_lite.datasets.fashion_mnist import CLASSES, EXCERPT, read_idx, write_idx
+from clip_adapter_lite.splits import SPLITS
 
 COOP = dict(train=0.5, val=0.2)
 OWN = dict(train=0.4, val=0.1, at_least=16)

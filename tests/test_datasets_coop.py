@@ -9,10 +9,10 @@ import pytest
 from scipy.io import savemat
 
 from clip_adapter_lite import datasets
-from clip_adapter_lite.banks import SPLITS
 from clip_adapter_lite.datasets import TABLE, load_dataset, template_set
 from clip_adapter_lite.datasets.base import complete, hold_out, pictures
 from clip_adapter_lite.datasets.coop import read_split
+from clip_adapter_lite.splits import SPLITS
 
 SHARED = Path(__file__).parent.parent.parent / "shared/data"
 REAL = {  # train, val, test and classes of the files that are at hand, as CoOp's paper counts them

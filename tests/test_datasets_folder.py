@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 
-from clip_adapter_lite.banks import SPLITS
 from clip_adapter_lite.datasets import load_dataset
+from clip_adapter_lite.splits import SPLITS
 
 
 def touch(root, *names: str) -> None:

@@ -11,9 +11,9 @@ from scipy.io import savemat
 from test_building_resume import Tower
 
 from clip_adapter_lite import datasets
-from clip_adapter_lite.banks import SPLITS
-from clip_adapter_lite.building import build_bank
+from clip_adapter_lite.banks import build_bank
 from clip_adapter_lite.datasets import TABLE, load_dataset
+from clip_adapter_lite.splits import SPLITS
 
 MODES = ("RGB", "L", "P", "CMYK")  # what the real files come in; the mode goes round with the picture's number
 

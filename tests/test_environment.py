@@ -1,6 +1,7 @@
 """environment.yml gives conda users what pyproject.toml gives pip users; the repository keeps within its limits."""
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -46,13 +47,26 @@ def test_no_pickle_and_no_picture_of_a_research_dataset_is_committed():
     assert not [p for p in tracked() if p.suffix in (".pkl", ".pickle", ".pt", ".pth", ".npy", ".npz")]
 
 
-def test_nothing_below_plots_imports_matplotlib_and_methods_know_nothing_of_files_or_datasets():
-    package = ROOT / "clip_adapter_lite"
-    for module in ("backbones", "banks", "training", "engines", "compare", "sweep", "evaluation"):
-        path = package / f"{module}.py"
-        assert "matplotlib" not in path.read_text() and "seaborn" not in path.read_text(), path
-    for path in (package / "methods").glob("*.py"):
-        assert not re.search(r"import .*(datasets|plots|compare|building|evaluation|pathlib)", path.read_text()), path
+def lint_imports(config: Path) -> subprocess.CompletedProcess:
+    return subprocess.run([Path(sys.executable).with_name("lint-imports"), "--no-cache", "--config", config], cwd=ROOT,
+                          capture_output=True, text=True)
+
+
+def test_imports_go_one_way():
+    """The layers of pyproject.toml: imports inside functions count, and a new file without a layer fails."""
+    done = lint_imports(ROOT / "pyproject.toml")
+    assert done.returncode == 0, done.stdout
+
+
+def test_an_import_that_goes_up_is_seen_though_it_stands_inside_a_function(tmp_path):
+    """The package's own layers turned over: what banks takes from its builder would then go up."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    turned = text.replace('"banks",\n  "building | episodes"', '"building | episodes",\n  "banks"')
+    assert turned != text
+    (tmp_path / "pyproject.toml").write_text(turned, encoding="utf-8")
+    done = lint_imports(tmp_path / "pyproject.toml")
+    assert done.returncode == 1
+    assert "clip_adapter_lite.banks is not allowed to import clip_adapter_lite.building" in done.stdout
 
 
 def test_the_readme_example_runs_and_prints_a_verdict(capsys):

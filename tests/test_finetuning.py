@@ -8,8 +8,8 @@ from torch.nn.functional import cross_entropy, normalize
 
 import clip_adapter_lite as cal
 from clip_adapter_lite import Split
-from clip_adapter_lite.building import encode
 from clip_adapter_lite.datasets import fashion_mnist
+from clip_adapter_lite.encoding import encode
 from clip_adapter_lite.finetuning import finetune_text, finetune_visual
 
 
@@ -90,11 +90,11 @@ def test_visual_starts_at_zero_shot_on_the_episodes_pictures_and_learns(pocket, 
 
 
 def test_below_and_above_the_last_block_are_the_whole_tower(pocket, clothes):
-    from clip_adapter_lite.finetuning import _below
+    from clip_adapter_lite.finetuning import activations_below
     pictures, tower = [picture for picture, _ in clothes.splits["val"][:5]], pocket.model.visual
     with torch.no_grad():
         pixels = [pocket.preprocess(picture) for picture in pictures]
-        maps = tower.trunk.blocks[-1](_below(tower.trunk, pixels, pocket.device, batch=2))
+        maps = tower.trunk.blocks[-1](activations_below(tower.trunk, pixels, pocket.device, batch=2))
         features = tower.head(tower.trunk.forward_head(tower.trunk.bn2(tower.trunk.conv_head(maps))))
     torch.testing.assert_close(features, encode(pocket, pictures), rtol=1e-4, atol=1e-4)
 

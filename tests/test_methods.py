@@ -15,9 +15,10 @@ from threadpoolctl import threadpool_limits
 from torch.nn.functional import softmax
 
 from clip_adapter_lite import BankError, CLIPAdapter, CoOp, Episode, FeatureBank, LinearProbe, Split, ZeroShot, backbones
-from clip_adapter_lite.methods import METHODS, coop, listed, method_named, setting_value, with_settings
+from clip_adapter_lite.experiments.reference import METHODS as REFERENCE
+from clip_adapter_lite.methods import METHODS, coop, method_named, with_settings
+from clip_adapter_lite.methods.labels import listed, setting_value
 from clip_adapter_lite.methods.tip_adapter import TipAdapter
-from clip_adapter_lite.reference import METHODS as REFERENCE
 
 torch.set_num_threads(1)  # toy sizes: more threads only wait for each other
 threadpool_limits(1)  # and thirty times as long in L-BFGS on a busy machine

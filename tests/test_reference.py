@@ -1,14 +1,14 @@
 """The committed reference results are whole, belong to the bundled banks and today's settings, and can be computed again."""
 import json
-import sys
 
 import pandas
 import pytest
 
 import clip_adapter_lite as cal
 from clip_adapter_lite.banks import FeatureBank
-from clip_adapter_lite.bundled import reference as ref
-from clip_adapter_lite.compare import Run
+from clip_adapter_lite.experiments import reference as committed
+from clip_adapter_lite.experiments.runs import Run
+from clip_adapter_lite.making import reference as ref
 
 
 def test_every_bank_method_and_shots_is_there_with_three_or_ten_seeds():
@@ -60,7 +60,7 @@ def test_main_writes_a_sorted_table_says_where_it_comes_from_and_resumes(toy_ban
     bank.save(tmp_path / "banks" / "toy.safetensors")
     monkeypatch.setattr(ref, "BUNDLED", tmp_path)
     monkeypatch.setattr(ref, "TABLE", tmp_path / "reference.csv")
-    monkeypatch.setattr(sys.modules["clip_adapter_lite.reference"], "TABLE", tmp_path / "reference.csv")
+    monkeypatch.setattr(committed, "TABLE", tmp_path / "reference.csv")
     monkeypatch.setattr(ref, "list_banks", lambda: ["toy", "mine"])  # "mine" is in the cache and not bundled
     monkeypatch.setattr(ref.FeatureBank, "load", lambda name: bank)
     monkeypatch.setattr(ref, "METHODS", {m.label: m for m in (cal.ZeroShot(), cal.CLIPAdapter(alpha=0.2, steps=2))})

@@ -12,8 +12,17 @@ from typer.testing import CliRunner
 import clip_adapter_lite as cal
 from clip_adapter_lite import cli
 from clip_adapter_lite.cli import reproduce as command
-from clip_adapter_lite.compare import COLUMNS
-from clip_adapter_lite.reproduce import AVERAGE, banks_in, beside, markdown, paper, paper_numbers, reproduce, settings
+from clip_adapter_lite.experiments.reproduce import (
+    AVERAGE,
+    banks_in,
+    beside,
+    markdown,
+    paper,
+    paper_numbers,
+    reproduce,
+    settings,
+)
+from clip_adapter_lite.experiments.runs import COLUMNS
 from clip_adapter_lite.transfer import transfer
 
 SHARED = Path(__file__).parent.parent.parent / "shared"

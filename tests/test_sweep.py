@@ -10,10 +10,11 @@ import pytest
 from typer.testing import CliRunner
 
 import clip_adapter_lite as cal
-from clip_adapter_lite import engines, plots
+from clip_adapter_lite import plots
 from clip_adapter_lite.cli import app, studies
-from clip_adapter_lite.compare import COLUMNS, read_rows
-from clip_adapter_lite.sweep import chosen_on_validation, plan_sweep, sweep_columns
+from clip_adapter_lite.experiments import engines
+from clip_adapter_lite.experiments.runs import COLUMNS, read_rows
+from clip_adapter_lite.experiments.sweep import chosen_on_validation, plan_sweep, sweep_columns
 
 GRID = {"alpha": [0.0, 0.5], "reduction": [2, 8], "branch": ["visual", "text"]}
 SMALL = dict(base=cal.CLIPAdapter(steps=3), grid=GRID, shots=[1, 2], seeds=[1, 2])

@@ -12,9 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import clip_adapter_lite as cal
-from clip_adapter_lite.building import encode, preprocessing
 from clip_adapter_lite.datasets import fashion_mnist
-from clip_adapter_lite.using import FACTS, zero_shot
+from clip_adapter_lite.encoding import encode, preprocessing
+from clip_adapter_lite.inference import FACTS, zero_shot
 
 QUICK = dict(device="cpu", steps=5)
 METHODS = [

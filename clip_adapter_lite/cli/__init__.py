@@ -2,7 +2,7 @@
 from rich.console import Console
 from rich.markup import escape
 
-from . import banks, datasets, reproduce, studies, using  # noqa: F401  (their commands enter the application)
+from . import banks, datasets, inference, reproduce, studies  # noqa: F401  (their commands enter the application)
 from .app import app
 
 

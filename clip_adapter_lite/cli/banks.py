@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ..banks import SPLITS, FeatureBank, cache_place, list_banks
+from ..banks import FeatureBank, cache_place, list_banks
 from ..datasets import names
+from ..splits import SPLITS
 from .app import app, console
 
 
@@ -63,7 +64,7 @@ def build(
 
     Example: `clip-adapter-lite build --dataset dtd --root /data --download --backbone RN50-quickgelu --views 10`
     """
-    from ..building import build_bank
+    from ..banks import build_bank
     from ..datasets import load_dataset
     loaded = load_dataset(dataset, root, download=download, allow_missing=allow_missing, seed=seed)
     caps = {name: most for name, most in (("train", cap_train), ("val", cap_val)) if most}
@@ -127,9 +128,8 @@ def info():
 
     import torch
 
-    from ..backbones import best_device
-    from ..banks import BUNDLED, cache_folder
-    from ..compare import versions
+    from ..devices import best_device
+    from ..files import BUNDLED, cache_folder, versions
     table = Table(show_header=False)
     facts = {"python": platform.python_version(), **versions(), "machine": platform.platform(),
              "device": str(best_device()), "threads": str(torch.get_num_threads()),

@@ -7,8 +7,8 @@ from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
-from ..banks import SPLITS
 from ..datasets import TABLE, downloadable, place
+from ..splits import SPLITS
 from .app import app, console
 
 

@@ -5,8 +5,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ..banks import cache_folder
-from ..methods import listed
+from ..files import cache_folder
+from ..methods.labels import listed
 from .app import app, console, numbers
 from .studies import Address, Engine, Jobs, Resume, stoppable
 
@@ -36,9 +36,9 @@ def reproduce(
 
     Example: `clip-adapter-lite reproduce --backbone RN50-quickgelu --banks banks/ --shots 1,16`
     """
+    from ..experiments.reproduce import banks_in
+    from ..experiments.reproduce import reproduce as run
     from ..plots import features_of
-    from ..reproduce import banks_in
-    from ..reproduce import reproduce as run
     folder = banks or cache_folder() / "banks" / backbone
     with console.status("reading banks"):
         found = banks_in(folder) if banks or folder.is_dir() else []

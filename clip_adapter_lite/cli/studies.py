@@ -7,8 +7,9 @@ import typer
 from rich.table import Table
 
 from ..banks import FeatureBank
-from ..engines import ENGINES
-from ..methods import METHODS, CoOp, listed, method_named, setting_value
+from ..experiments.engines import ENGINES
+from ..methods import METHODS, CoOp, method_named
+from ..methods.labels import listed, setting_value
 from .app import app, console, numbers
 
 Jobs = Annotated[int, typer.Option(help="Processes; -1 for one a core.")]
@@ -41,8 +42,8 @@ def compare(
     Example: `clip-adapter-lite compare --banks rsscn7 --methods "clip-adapter,tip-adapter(finetune=true)" --shots 1,16`
     """
     from .. import plots
-    from ..compare import compare as run
-    from ..compare import pending, summarise
+    from ..experiments.compare import compare as run
+    from ..experiments.compare import pending, summarise
     loaded = [FeatureBank.load(name, backbone) for name in listed(banks)]
     study = dict(banks=loaded, methods=listed(methods), shots=numbers(shots, "--shots"), seeds=numbers(seeds, "--seeds"),
                  allow_fewer=allow_fewer)
@@ -131,8 +132,8 @@ def sweep(
     Example: `clip-adapter-lite sweep --banks dtd10,sun18 --grid alpha=0,0.2,0.6,1 --grid branch=visual,text`
     """
     from .. import plots
-    from ..sweep import chosen_on_validation, plan_sweep
-    from ..sweep import sweep as run
+    from ..experiments.sweep import chosen_on_validation, plan_sweep
+    from ..experiments.sweep import sweep as run
     axes = dict(map(grid_axis, grid))
     study = dict(banks=[FeatureBank.load(name, backbone) for name in listed(banks)], base=method_named(method), grid=axes,
                  shots=numbers(shots, "--shots"), seeds=numbers(seeds, "--seeds"), allow_fewer=allow_fewer)

@@ -6,20 +6,21 @@ of each (classes, templates, licence, size, where it comes from, what has to be 
 import json
 from pathlib import Path
 
-from ..banks import BankError
+from ..errors import BankError, one_line
 from . import archives, imagenet, official
-from .base import ImageDataset, complete, one_line, split_by_hash
+from .base import ImageDataset, complete, split_by_hash
 from .coop import read_split
 from .fashion_mnist import fashion_mnist
 from .folder import own_folder
 
-__all__ = ["TABLE", "ImageDataset", "downloadable", "fashion_mnist", "load_dataset", "names", "place", "split_by_hash",
-           "template_set"]
+__all__ = ["TABLE", "TEMPLATE_SETS", "ImageDataset", "downloadable", "fashion_mnist", "load_dataset", "names", "place",
+           "split_by_hash", "template_set"]
 
 # By name. folders: where it may lie under the root, CoOp's place first; images: a folder in there that shows that it is
 # there, and that CoOp's rows are relative to; split_json: where CoOp's file lies; splits: its sizes, or those without one.
 TABLE: dict[str, dict] = json.loads(Path(__file__).with_name("table.json").read_text(encoding="utf-8"))
 READERS = official.READERS | imagenet.READERS
+TEMPLATE_SETS = ("seven", "openai-80")
 SEVEN = ("itap of a {}.", "a bad photo of the {}.", "a origami {}.", "a photo of the large {}.", "a {} in a video game.",
          "art of the {}.", "a photo of the small {}.")
 

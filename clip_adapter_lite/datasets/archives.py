@@ -1,7 +1,5 @@
 """Fetching and unpacking what torchvision does not: all or nothing, and nothing outside the folder it is meant for."""
 import errno
-import hashlib
-import os
 import shutil
 import stat
 import tarfile
@@ -14,8 +12,8 @@ from http.client import HTTPException
 from pathlib import Path, PureWindowsPath
 from urllib.request import Request, urlopen
 
-from ..banks import BankError
-from .base import one_line
+from ..errors import BankError, one_line
+from ..files import file_hash, whole
 
 BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError)
 
@@ -40,12 +38,10 @@ def fetch(url: str, path: str | Path, sha256: str | None = None, tries: int = 3)
     """
     from rich.progress import wrap_file
     path = Path(path)
-    if path.is_file() and sha256 in (None, _sha256(path)):
+    if path.is_file() and sha256 in (None, file_hash(path)):
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
 
-    def once():
+    def once(partial: Path):
         with urlopen(Request(url, headers={"User-Agent": "clip-adapter-lite"}), timeout=60) as answer:
             size = int(answer.headers.get("Content-Length") or 0)
             with wrap_file(answer, total=size, description=path.name) as raw, partial.open("wb") as file:
@@ -53,19 +49,12 @@ def fetch(url: str, path: str | Path, sha256: str | None = None, tries: int = 3)
         if size and partial.stat().st_size != size:
             raise OSError(f"the connection closed after {partial.stat().st_size} of {size} bytes")
 
-    try:
-        attempt(once, url, f"check the network, or fetch it elsewhere and put it at {path}", tries)
-        if sha256 and (found := _sha256(partial)) != sha256:
+    with whole(path) as partial:
+        attempt(lambda: once(partial), url, f"check the network, or fetch it elsewhere and put it at {path}", tries)
+        if sha256 and (found := file_hash(partial)) != sha256:
             raise BankError(f"{url} has SHA-256 {found[:12]}… instead of {sha256[:12]}…, so it was changed or damaged on "
                             "the way; try again, and do not use it if this stays.")
-        return partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return path
 
 
 def unpack(archive: str | Path, folder: str | Path) -> None:

@@ -1,5 +1,6 @@
 """The one shape that every dataset takes before a backbone sees it, and how we split what comes without a split."""
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -7,7 +8,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from ..banks import SPLITS, BankError, rank
+from ..errors import BankError
+from ..splits import SPLITS, drawn, rank
 
 Item = tuple[Any, int]  # a picture's path, or the PIL image itself, and its label
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm")
@@ -55,6 +57,24 @@ class ImageDataset:
                          if len(splits[n]) < len(self.splits[n]))
         return ImageDataset(**{**vars(self), "splits": splits,
                                "protocol": f"{self.protocol}; {note}" if note else self.protocol})
+
+    def draw(self, split: str, per_class: int | None, seed: int) -> list[Item]:
+        """The pictures that an episode of a bank built from the dataset has: `per_class` of each class by hash, or all.
+
+        Raises BankError if the split has no pictures or, naming the class, train has fewer of one.
+        """
+        items = self.splits[split]
+        if not items:
+            raise BankError(f"{self.name} has no {split} pictures; give a dataset with pictures in every split.")
+        if per_class is None:
+            return items
+        labels = [label for _, label in items]
+        counts = Counter(labels)
+        few = min(range(len(self.classnames)), key=counts.__getitem__)
+        if split == "train" and not 1 <= per_class <= counts[few]:
+            raise BankError(f"shots must be from 1 to {counts[few]}, the training pictures of {self.name}'s class "
+                            f"'{self.classnames[few]}'; got {per_class}.")
+        return [items[row] for row in drawn(labels, len(self.classnames), per_class, seed)]
 
 
 def _by_class(items: Sequence[Item]) -> dict[int, list[int]]:
@@ -137,6 +157,3 @@ def complete(name: str, classnames: Sequence[str], splits: dict[str, list[Item]]
             {part: [(path, place[label]) for path, label in items] for part, items in kept.items()}, note)
 
 
-def one_line(error: BaseException) -> str:
-    """An exception's message as part of a sentence: one line, no full stop."""
-    return " ".join(str(error).split()).rstrip(".").replace(". ", "; ") or type(error).__name__

@@ -2,7 +2,8 @@
 import json
 from pathlib import Path
 
-from ..banks import SPLITS, BankError
+from ..errors import BankError
+from ..splits import SPLITS
 from .base import Item
 
 

@@ -3,7 +3,7 @@ import gzip
 import struct
 from pathlib import Path
 
-from ..banks import BUNDLED
+from ..files import BUNDLED
 from .base import ImageDataset, split_by_hash
 
 EXCERPT = BUNDLED / "fashion-mnist"

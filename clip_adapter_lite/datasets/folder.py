@@ -3,8 +3,10 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from ..banks import SPLITS, BankError
-from .base import SUFFIXES, Item, folder_items, hold_out, one_line, pictures, split_by_hash
+from ..errors import BankError, one_line
+from ..naming import as_words
+from ..splits import SPLITS
+from .base import SUFFIXES, Item, folder_items, hold_out, pictures, split_by_hash
 
 LAYOUT = "put pictures in ROOT/<class>/, or in ROOT/train/<class>/ with optional val and test"
 RULE = "split 50/20/30"
@@ -77,7 +79,7 @@ def _by_rule(items: list[Item], classes: list[str], seed: int) -> dict[str, list
 
 
 def _names(root: Path, classes: list[str]) -> tuple[str, ...]:
-    names = {name: name.replace("_", " ") for name in classes}
+    names = {name: as_words(name) for name in classes}
     path = root / "classes.json"
     if path.is_file():
         try:

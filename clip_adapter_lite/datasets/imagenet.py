@@ -1,8 +1,8 @@
 """ImageNet's folders and the four test sets for shift, named by WordNet id (or by class index: ImageNetV2)."""
 from pathlib import Path
 
-from ..banks import BankError
-from .base import Item, folder_items, hold_out, one_line
+from ..errors import BankError, one_line
+from .base import Item, folder_items, hold_out
 
 FOR_VALIDATION = 16  # pictures a class; CoOp has none of its own and reads test there
 

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
-from ..banks import SPLITS, BankError
-from .base import Item, folder_items, hold_out, one_line, split_by_hash
+from ..errors import BankError, one_line
+from ..splits import SPLITS
+from .base import Item, folder_items, hold_out, split_by_hash
 
 Read = tuple[tuple[str, ...], dict[str, list[Item]], str, bool]
 

@@ -1,15 +1,20 @@
 """What every method shares: settings that never change, `fit` on an episode, and the fitted classifier it returns."""
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from itertools import chain
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize, softmax
 
-from ..backbones import best_device
-from ..banks import BankError, Episode, Split
+from ..devices import best_device, method_dtype
+from ..episodes import Episode
+from ..errors import BankError
+from ..splits import Split, share_right
+from ..training import seeded
 
 
 def lengths(x: Tensor) -> Tensor:
@@ -22,20 +27,47 @@ def cosine_logits(features: Tensor, weights: Tensor, logit_scale: float) -> Tens
 
     The lengths of f divide the logits and not f, which is the same cosine and a quarter less work in training, as C < D.
     """
-    return features @ normalize(weights, dim=-1).T * (logit_scale / lengths(features))
+    cosines_by_length = features @ normalize(weights, dim=-1).T  # [N, D] @ [D, C]
+    return cosines_by_length * (logit_scale / lengths(features))  # [N, C] * [N, 1]
+
+
+class Head(nn.Module):
+    """What fitting makes: features [N, D] → logits [N, C], on one device. Every method's head is one.
+
+    width: D. options: its constructor's keywords. Its constructor's other arguments are its buffers and parameters without a
+    dot in their names, so that options and state_dict rebuild it; it has at least one.
+    """
+    width: int
+    options: dict[str, Any]
+
+    @property
+    def place(self) -> Tensor:
+        """A tensor that has the head's device and dtype, as `Tensor.to` takes it."""
+        return next(chain(self.buffers(), self.parameters()))
+
+    def features(self, features: Tensor) -> Tensor:
+        """What the head compares with its classifier weights, [N, D]: the features themselves, unless it adapts them."""
+        return features
+
+    def alphas(self, features: Tensor) -> Tensor | None:
+        """The residual ratio of each image, [N, 1]; None for a head without a visual adapter."""
+        return None
+
+    def betas(self) -> Tensor | None:
+        """The residual ratio of each class, [C, 1]; None for a head without a text adapter."""
+        return None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Classifier:
-    """A fitted method: features in, logits out.
+    """A fitted method: features in, logits out, on whatever device the features are.
 
-    head: module that maps features [N, D] to logits [N, C]; its `width` is D, its `options` and state_dict rebuild it.
     What fitting found out: val_accuracy (None without validation images), alpha and beta (fixed, selected, or the mean of
     the learned ones over the support set; None where there are none), steps (of the optimiser, in the run that was kept),
     seconds (the whole fit, searches included), parameters (trained ones), details (anything else worth knowing).
     origin: the dataset, shots, seed, templates, backbone, weights tag and preprocessing of the episode.
     """
-    head: nn.Module
+    head: Head
     classnames: tuple[str, ...]
     method: "Method"
     val_accuracy: float | None = None
@@ -49,12 +81,15 @@ class Classifier:
 
     @torch.no_grad()
     def logits(self, features: Tensor) -> Tensor:
-        """Logits [N, C], on the classifier's device, of un-normalised features [N, D]."""
-        weight = next(self.head.buffers())
+        """Logits [N, C], on the device of the un-normalised features [N, D]."""
+        return self.head(self.brought(features)).to(features.device)
+
+    def brought(self, features: Tensor) -> Tensor:
+        """The features [N, D] where the head is. Raises BankError for another shape than the head was fitted on."""
         if features.ndim != 2 or features.shape[1] != self.head.width:
-            raise BankError(f"logits() takes features of shape [N, {self.head.width}], the width this classifier was "
-                            f"fitted on; got {list(features.shape)}. Were they made by another backbone?")
-        return self.head(features.to(weight.device, weight.dtype))
+            raise BankError(f"A classifier takes features of shape [N, {self.head.width}], the width it was fitted on; got "
+                            f"{list(features.shape)}, so give those of the backbone that it was fitted with.")
+        return features.to(self.head.place)
 
     def probabilities(self, features: Tensor) -> Tensor:
         """Class probabilities [N, C]: the softmax of the logits."""
@@ -66,30 +101,31 @@ class Classifier:
 
         Raises TypeError for a method, or a branch, that has none.
         """
-        if getattr(self.head, "visual", None) is None:
+        found = self.head.alphas(self.brought(features))
+        if found is None:
             raise TypeError(f"{self.method.label} has no visual adapter, so no α; fit CLIPAdapter(branch='visual').")
-        return self.head.alphas(features.to(self.head.weights)).squeeze(1)
+        return found.squeeze(1).to(features.device)
 
     @torch.no_grad()
     def betas(self) -> Tensor:
-        """The residual ratio [C] that a fitted CLIP-Adapter uses for each class. Raises TypeError as `alphas` does."""
-        if getattr(self.head, "text", None) is None:
+        """The residual ratio [C], on the CPU, of each class of a fitted CLIP-Adapter. Raises TypeError as `alphas` does."""
+        found = self.head.betas()
+        if found is None:
             raise TypeError(f"{self.method.label} has no text adapter, so no β; fit CLIPAdapter(branch='text').")
-        return self.head.betas().squeeze(1)
+        return found.squeeze(1).cpu()
 
     def accuracy(self, split: Split) -> float:
         """The fraction of the split's images (view 0) whose highest logit is their label's, in [0, 1]."""
         if not len(split):
             raise BankError("accuracy() needs at least one image; this split is empty.")
-        predicted = self.logits(split.view()).argmax(1)
-        return (predicted == split.labels.to(predicted.device)).double().mean().item()
+        return share_right(self.logits(split.view()), split.labels)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
     """Settings of a method. Frozen: `fit` cannot change them, so one method can be fitted to many episodes."""
     name: ClassVar[str]
-    head_class: ClassVar[type[nn.Module]]  # built from its buffers and `options`, filled from its state_dict
+    head_class: ClassVar[type[Head]]  # built from its buffers and `options`, filled from its state_dict
     device: str = "auto"
 
     @property
@@ -105,12 +141,9 @@ class Method(ABC):
         Deterministic on CPU: all randomness comes from the episode's seed. Raises BankError if the episode cannot be
         fitted (no support image of a class, NaN, other widths, labels out of range).
         """
-        episode.check()
         start = time.perf_counter()
-        precision = torch.promote_types(episode.support.features.dtype, torch.float32)  # AdamW divides by 0 in half
-        episode = episode.to(best_device(self.device), precision)
-        with torch.random.fork_rng(), torch.enable_grad():
-            torch.manual_seed(episode.seed)
+        episode = self.prepared(episode)
+        with seeded(episode.seed):
             head, found = self._fit(episode)
         head.requires_grad_(False).eval()
         found["val_accuracy"] = validation_score(head, episode.val)[0] if len(episode.val) else None
@@ -120,11 +153,17 @@ class Method(ABC):
         return Classifier(head=head, classnames=episode.classnames, method=self, origin=origin,
                           seconds=time.perf_counter() - start, **found)
 
+    def prepared(self, episode: Episode) -> Episode:
+        """The episode, checked, on the method's device in the dtype that methods compute in there."""
+        episode.check()
+        device = best_device(self.device)
+        return episode.to(device, method_dtype(episode.support.features.dtype, device))
+
     @abstractmethod
-    def _fit(self, episode: Episode) -> tuple[nn.Module, dict[str, Any]]:
+    def _fit(self, episode: Episode) -> tuple[Head, dict[str, Any]]:
         """The fitted head, and what to tell of it (fields of `Classifier`)."""
 
-    def reworded(self, head: nn.Module, episode: Episode) -> nn.Module:
+    def reworded(self, head: Head, episode: Episode) -> Head:
         """A fitted head over the classes of `episode`, which it never saw, by their names alone: see `cal.transfer`.
 
         Raises ValueError for a method that knows its classes from their images.
@@ -133,12 +172,21 @@ class Method(ABC):
                          "there, or use zero-shot, clip-adapter or coop with unified context, which go by words.")
 
 
-def validation_score(head: nn.Module, val: Split) -> tuple[float, float]:
+def validation_score(head: Head, val: Split) -> tuple[float, float]:
     """(accuracy, -cross-entropy) on the validation images; the greater pair is the better head."""
     with torch.no_grad():
-        logits = head(val.view())
-        return ((logits.argmax(1) == val.labels).double().mean().item(),
-                -cross_entropy(logits, val.labels).item())
+        logits = head(val.view())  # [N, C]
+        return share_right(logits, val.labels), -cross_entropy(logits, val.labels).item()
+
+
+def best(scores: Mapping[tuple, tuple[float, float]]) -> tuple[tuple, int]:
+    """The ratios with the best `validation_score`, of equals the smaller ones, and how many reach its accuracy.
+
+    A ratio that is None (no such branch) or a word counts as 0.
+    """
+    size = lambda ratio: ratio if isinstance(ratio, (int, float)) else 0.0
+    chosen = max(scores, key=lambda ratios: (*scores[ratios], *(-size(ratio) for ratio in ratios)))
+    return chosen, sum(score[0] == scores[chosen][0] for score in scores.values())
 
 
 def need_validation(episode: Episode, setting: str) -> None:

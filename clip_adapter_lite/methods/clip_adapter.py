@@ -4,10 +4,8 @@
     A_t(W) = ReLU(W W1_t) W2_t        W* = β A_t(W) + (1 - β) W
     p = softmax(cos(f*, W*) / τ)
 
-α = 0 is zero-shot CLIP, α = 1 forgets it. Learned ratios are α, β = Q(f, W) in the paper; the architecture of Q is in no
-readable source, so `RatioNetwork` is our own design.
+α = 0 is zero-shot CLIP, α = 1 forgets it. Learned ratios are α, β = Q(f, W): see `ratios.py`.
 """
-import math
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
@@ -18,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize, relu
 
 from ..training import train
-from .base import Method, cosine_logits, lengths, need_validation, validation_score
+from .base import Head, Method, best, cosine_logits, lengths, need_validation, validation_score
+from .ratios import RatioNetwork
 
 
 class Bottleneck(nn.Module):
@@ -31,42 +30,23 @@ class Bottleneck(nn.Module):
         self.final_relu = final_relu
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.up(relu(self.down(x)))
+        x = self.up(relu(self.down(x)))  # [·, D] → [·, hidden] → [·, D]
         return relu(x) if self.final_relu else x
 
 
-class RatioNetwork(nn.Module):
-    """Q(f, W), our design: two layers on an image feature beside a class's, sigmoid outputs α and β.
-
-    α is asked per image with the mean of W in the class's place, β per class with the mean support feature in the image's
-    place, so that no prediction depends on the other images of its batch. Both start at exactly `start`.
-    """
-
-    def __init__(self, width: int, hidden: int = 32, start: float = 0.2):
-        super().__init__()
-        self.first = nn.Linear(2 * width, hidden)
-        self.last = nn.Linear(hidden, 2)
-        nn.init.zeros_(self.last.weight)
-        nn.init.constant_(self.last.bias, math.log(start / (1 - start)))
-
-    def forward(self, features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """(α, β), each [N, 1], of features [N, D] and weights [N, D]; either may be one row for all."""
-        features, weights = torch.broadcast_tensors(normalize(features, dim=-1), normalize(weights, dim=-1))
-        pair = torch.cat([features, weights], dim=-1) * features.shape[-1] ** 0.5  # entries of about unit size
-        alpha, beta = torch.sigmoid(self.last(relu(self.first(pair)))).split(1, dim=-1)
-        return alpha, beta
-
-
-class CLIPAdapterHead(nn.Module):
+class CLIPAdapterHead(Head):
     """Adapter(s), ratios and classifier weights: features [N, D] → logits [N, C].
 
-    weights: W [C, D]; pooled: [D], the mean direction of the support features, for Q. branch: "visual", "text", "both".
-    alpha, beta: numbers, or None to ask a RatioNetwork. normalize: "after" brings f* and W* to unit length (the logits are
-    then logit_scale · cos(f*, W*)); "before" does so to f and W, and not after the blend.
+    weights: W [C, D]; pooled: [D], the mean direction of the support features, for Q.
+    branch: "visual", "text" or "both".
+    alpha, beta: numbers, "learned" to ask a RatioNetwork, or None where there is no such branch.
+    normalize: "after" brings f* and W* to unit length (the logits are then logit_scale · cos(f*, W*)); "before" does so
+        to f and W, and not after the blend.
     """
 
     def __init__(self, weights: Tensor, pooled: Tensor, *, logit_scale: float, branch: str, hidden: int,
-                 alpha: float | None, beta: float | None, final_relu: bool = False, normalize: str = "after"):
+                 alpha: float | str | None, beta: float | str | None, final_relu: bool = False,
+                 normalize: str = "after"):
         super().__init__()
         self.options = {"logit_scale": logit_scale, "branch": branch, "hidden": hidden, "alpha": alpha, "beta": beta,
                         "final_relu": final_relu, "normalize": normalize}
@@ -76,20 +56,18 @@ class CLIPAdapterHead(nn.Module):
         self.alpha, self.beta, self.logit_scale, self.normalize = alpha, beta, logit_scale, normalize
         self.visual = Bottleneck(width, hidden, final_relu).to(weights) if branch != "text" else None
         self.text = Bottleneck(width, hidden, final_relu).to(weights) if branch != "visual" else None
-        learned = (self.visual and alpha is None) or (self.text and beta is None)
+        learned = "learned" in (self.visual and alpha, self.text and beta)
         self.ratios = RatioNetwork(width).to(weights) if learned else None
 
-    def alphas(self, features: Tensor) -> Tensor:
-        """The residual ratio of each image, [N, 1]."""
-        if self.alpha is not None:
-            return features.new_full((len(features), 1), self.alpha)
-        return self.ratios(features, self.weights.mean(0, keepdim=True))[0]
+    def alphas(self, features: Tensor) -> Tensor | None:
+        if self.visual is None or self.alpha != "learned":
+            return None if self.visual is None else features.new_full((len(features), 1), self.alpha)
+        return self.ratios(features, self.weights.mean(0, keepdim=True))[0]  # [N, D], [1, D] → [N, 1]
 
-    def betas(self) -> Tensor:
-        """The residual ratio of each class, [C, 1]."""
-        if self.beta is not None:
-            return self.weights.new_full((len(self.weights), 1), self.beta)
-        return self.ratios(self.pooled[None], self.weights)[1]
+    def betas(self) -> Tensor | None:
+        if self.text is None or self.beta != "learned":
+            return None if self.text is None else self.weights.new_full((len(self.weights), 1), self.beta)
+        return self.ratios(self.pooled[None], self.weights)[1]  # [1, D], [C, D] → [C, 1]
 
     def groups(self, rate: float) -> list[dict]:
         """AdamW's parameter groups: `rate`, divided by the ratio for an adapter whose ratio is a number (by 0.1 at least).
@@ -97,22 +75,29 @@ class CLIPAdapterHead(nn.Module):
         Adam ignores how large a gradient is, so a step moves f* by about ratio · rate: with one rate for all, small ratios
         train slowly, and a search would compare how far trained they are. A learned ratio grows by itself.
         """
-        found = [{"params": adapter.parameters(), "lr": rate / max(1.0 if ratio is None else ratio, 0.1)}
+        found = [{"params": adapter.parameters(), "lr": rate / max(1.0 if ratio == "learned" else ratio, 0.1)}
                  for adapter, ratio in ((self.visual, self.alpha), (self.text, self.beta)) if adapter]
         return found + ([{"params": self.ratios.parameters()}] if self.ratios else [])
 
+    def features(self, features: Tensor) -> Tensor:
+        """f* [N, D]: the blend. It grows with the length of f, as A(c f) = c A(f), so "before" changes its length alone."""
+        if self.visual is None:
+            return features
+        alpha = self.alphas(features) if self.alpha == "learned" else self.alpha  # [N, 1] or a number
+        return features.lerp(self.visual(features), alpha)  # α A_v(f) + (1 - α) f
+
+    def adapted_weights(self) -> Tensor:
+        """W* [C, D]: the text branch's blend."""
+        w = normalize(self.weights, dim=-1) if self.normalize == "before" else self.weights
+        if self.text is None:
+            return w
+        beta = self.betas() if self.beta == "learned" else self.beta  # [C, 1] or a number
+        return w.lerp(self.text(w), beta)  # β A_t(W) + (1 - β) W
+
     def forward(self, features: Tensor) -> Tensor:
-        f, w = features, self.weights
-        if self.normalize == "before":
-            w = normalize(w, dim=-1)
-        if self.visual is not None:
-            alpha = self.alphas(features) if self.alpha is None else self.alpha
-            f = f.lerp(self.visual(f), alpha)  # α A_v(f) + (1 - α) f
-        if self.text is not None:
-            beta = self.betas() if self.beta is None else self.beta
-            w = w.lerp(self.text(w), beta)
-        if self.normalize == "before":  # A(c f) = c A(f), so f* may be divided by the length of f now: the bits of zero-shot
-            return f @ w.T * (self.logit_scale / lengths(features))
+        f, w = self.features(features), self.adapted_weights()
+        if self.normalize == "before":  # f* is divided by the length of f only now, which keeps the bits of zero-shot
+            return f @ w.T * (self.logit_scale / lengths(features))  # [N, C]
         return cosine_logits(f, w, self.logit_scale)
 
 
@@ -165,21 +150,15 @@ class CLIPAdapter(Method):
         if len(pairs) > 1:
             need_validation(episode, "the residual ratio")
         heads = {pair: self._train(episode, *pair) for pair in pairs}
-        details = {}
+        chosen, details = pairs[0], {}
         if len(heads) > 1:
             scores = {pair: validation_score(head, episode.val) for pair, head in heads.items()}
-            best = max(heads, key=lambda pair: (*scores[pair], *(-(ratio or 0.0) for ratio in pair)))
-            tied = sum(score[0] == scores[best][0] for score in scores.values())
+            chosen, tied = best(scores)
             details = {"tied": tied, "scores": {str(pair): score for pair, score in scores.items()}}
-        else:
-            best = next(iter(heads))
-        head = heads[best]
-        found = {"alpha": head.alpha if head.visual else None, "beta": head.beta if head.text else None}
-        with torch.no_grad():
-            if head.visual and head.alpha is None:
-                found["alpha"] = head.alphas(episode.support.view()).mean().item()
-            if head.text and head.beta is None:
-                found["beta"] = head.betas().mean().item()
+        head = heads[chosen]
+        with torch.no_grad():  # the number itself, or the mean of the learned ones; None where there is no such branch
+            found = {"alpha": head.alphas(episode.support.view()).mean().item() if head.alpha == "learned" else head.alpha,
+                     "beta": head.betas().mean().item() if head.beta == "learned" else head.beta}
         return head, {**found, "details": details, "steps": self.steps,
                       "parameters": sum(p.numel() for p in head.parameters())}
 
@@ -188,15 +167,16 @@ class CLIPAdapter(Method):
         head.weights = episode.text_features
         return head
 
-    def _pairs(self) -> list[tuple[float | None, float | None]]:
-        """The (α, β) to train an adapter for; None stands for a learned ratio and for that of a branch there is not."""
+    def _pairs(self) -> list[tuple[float | str | None, float | str | None]]:
+        """The (α, β) to train an adapter for: numbers, "learned", or None where there is no such branch."""
         both = self.branch == "both" and self.alpha == self.beta == "val"
         searched = self.grid[::3] if both else self.grid
-        options = [{"val": searched, "learned": (None,)}.get(ratio, (ratio,)) if self.branch in (branch, "both") else (None,)
-                   for branch, ratio in (("visual", self.alpha), ("text", self.beta))]
-        return list(product(*options))
+        options = {"visual": searched if self.alpha == "val" else (self.alpha,),
+                   "text": searched if self.beta == "val" else (self.beta,)}
+        return list(product(*(ratios if self.branch in (branch, "both") else (None,)
+                              for branch, ratios in options.items())))
 
-    def _train(self, episode, alpha: float | None, beta: float | None,
+    def _train(self, episode, alpha: float | str | None, beta: float | str | None,
                watch: Callable[[CLIPAdapterHead, int], None] | None = None) -> CLIPAdapterHead:
         """One adapter; watch(head, steps done) is called before training and after each step."""
         torch.manual_seed(episode.seed)  # every ratio starts from the same adapter
@@ -206,7 +186,7 @@ class CLIPAdapter(Method):
                                final_relu=self.final_relu, normalize=self.normalize)
         if watch:
             watch(head, 0)
-        if alpha or beta or head.ratios:  # at α = β = 0 there is nothing to train
+        if alpha or beta:  # at α = β = 0 there is nothing to train
             train(head.groups(self.rate), lambda step: cross_entropy(head(support.view(step)), support.labels),
                   steps=self.steps, rate=self.rate, weight_decay=self.weight_decay,
                   after_step=watch and (lambda step: watch(head, step + 1)))

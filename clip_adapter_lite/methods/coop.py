@@ -11,8 +11,9 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from ..backbones import Backbone
+from ..naming import prompts
 from ..training import cosine, train
-from .base import Method, cosine_logits
+from .base import Head, Method, cosine_logits
 
 PAPER_EPOCHS = {1: 50, 2: 100, 4: 100, 8: 200, 16: 200}  # by shots; CoOp, section 4.1
 CLASSES = 128  # prompts at a time: about 1 GB of activations through the text tower of ViT-B/32
@@ -29,7 +30,7 @@ class Prompts(nn.Module):
                  words: str | None):
         super().__init__()
         self.backbone = backbone
-        rows = backbone.tokenizer([f"{name.replace('_', ' ')}." for name in classnames]).to(backbone.device)
+        rows = backbone.tokens(prompts(classnames, "{}."))  # [C, context length]
         end, longest = rows.argmax(1), backbone.text_tower.positional_embedding.shape[0]
         worst = int(end.argmax())
         if int(end[worst]) + 1 + length > longest:
@@ -50,7 +51,7 @@ class Prompts(nn.Module):
         context = torch.randn(*([] if classes is None else [classes]), length, width) * 0.02
         context = context.to(backbone.device)
         if words:
-            tokens = backbone.tokenizer([words]).to(backbone.device)
+            tokens = backbone.tokens([words])
             count = int(tokens.argmax()) - 1
             if count > length:
                 raise ValueError(f"'{words}' is {count} tokens but there are only {length} context vectors; give fewer "
@@ -94,7 +95,7 @@ def _order(end: int, kept: int, length: int, position: str) -> Tensor:
     return torch.tensor([0, *before, *range(1, 1 + name), *after, *range(1 + name, kept)])
 
 
-class CoOpHead(nn.Module):
+class CoOpHead(Head):
     """cos(f, W(v)) / τ with the learned prompts' weights [C, D], and the context they came from."""
 
     def __init__(self, weights: Tensor, context: Tensor, *, logit_scale: float):
@@ -144,20 +145,20 @@ class CoOp(Method):
     def reworded(self, head, episode):
         if self.class_specific:
             return super().reworded(head, episode)
-        prompts = self._prompts(episode, words=None)
+        learned = self._prompts(episode, words=None)
         with torch.no_grad():
-            prompts.context.copy_(head.context)
-            return CoOpHead(prompts().to(episode.text_features), head.context, logit_scale=head.logit_scale)
+            learned.context.copy_(head.context)
+            return CoOpHead(learned().to(episode.text_features), head.context, logit_scale=head.logit_scale)
 
     def _fit(self, episode):
-        prompts, support = self._prompts(episode, self.words), episode.support
+        learned, support = self._prompts(episode, self.words), episode.support
 
         def loss(features: Tensor, labels: Tensor) -> Tensor:
-            return cross_entropy(cosine_logits(features, prompts().to(features.dtype), episode.logit_scale), labels)
+            return cross_entropy(cosine_logits(features, learned().to(features.dtype), episode.logit_scale), labels)
 
         if self.recipe == "light":
             steps = self.steps
-            train([prompts.context], lambda step: loss(support.view(step), support.labels), steps=steps, rate=self.rate)
+            train([learned.context], lambda step: loss(support.view(step), support.labels), steps=steps, rate=self.rate)
         else:
             per_epoch = -(-len(support) // PAPER_BATCH)
             epochs = PAPER_EPOCHS[min(PAPER_EPOCHS, key=lambda shots: abs(shots - episode.shots))]
@@ -169,10 +170,10 @@ class CoOp(Method):
                 rows = batches.pop()
                 return loss(support.view(step // per_epoch)[rows], support.labels[rows])
 
-            train([prompts.context], minibatch, steps=steps, rate=PAPER_RATE, optimizer="sgd", weight_decay=5e-4,
+            train([learned.context], minibatch, steps=steps, rate=PAPER_RATE, optimizer="sgd", weight_decay=5e-4,
                   schedule=lambda step: (cosine((step // per_epoch - 1) / epochs) if step >= per_epoch  # moves once an epoch
                                          else PAPER_WARM_UP / PAPER_RATE))
         with torch.no_grad():
-            head = CoOpHead(prompts().to(support.features.dtype), prompts.context.detach().clone(),
+            head = CoOpHead(learned().to(support.features.dtype), learned.context.detach().clone(),
                             logit_scale=episode.logit_scale)
-        return head, {"steps": steps, "parameters": prompts.context.numel()}
+        return head, {"steps": steps, "parameters": learned.context.numel()}

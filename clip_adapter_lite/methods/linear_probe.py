@@ -4,12 +4,12 @@ import warnings
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .base import Method, need_validation, validation_score
+from .base import Head, Method, need_validation, validation_score
 
 
-class LinearHead(nn.Module):
+class LinearHead(Head):
     """f V + b; V: [D, C], b: [C]."""
 
     def __init__(self, weight: Tensor, bias: Tensor):

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from ..banks import Split
+from ..splits import Split
 from ..training import train
-from .base import Method, cosine_logits, need_validation
+from .base import Head, Method, best, cosine_logits, need_validation
 
 CHUNK = 1024  # images at a time: 64 MB of affinities to 16 000 keys (ImageNet, 16 shots); smaller blocks fragment the heap
 
 
-class TipHead(nn.Module):
+class TipHead(Head):
     """cos(f, W) / τ + α φ(f) L; W: [C, D], keys F: [K·C, D], labels: [K·C], where the ones of L stand."""
 
     def __init__(self, weights: Tensor, keys: Tensor, labels: Tensor, *, logit_scale: float, alpha: float, beta: float):
@@ -125,9 +125,8 @@ class TipAdapter(Method):
         if searched:
             scores = validation_scores(head, episode.val, self.alpha_grid if self.alpha == "val" else (self.alpha,),
                                        self.beta_grid if self.beta == "val" else (self.beta,))
-            best = max(scores, key=lambda pair: (*scores[pair], -pair[0], -pair[1]))
-            head.alpha, head.beta = best
-            details = {"tied": sum(score[0] == scores[best][0] for score in scores.values())}
+            (head.alpha, head.beta), tied = best(scores)
+            details = {"tied": tied}
         return head, {"alpha": head.alpha, "beta": head.beta, "details": details,
                       "steps": self.steps if self.finetune else 0, "parameters": head.keys.numel() if self.finetune else 0}
 

@@ -1,13 +1,13 @@
 """Zero-shot CLIP: the class names are the classifier (paper, section 3.1)."""
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..backbones import classifier_weights
-from .base import Method, cosine_logits
+from .base import Head, Method, cosine_logits
 
 
-class ZeroShotHead(nn.Module):
+class ZeroShotHead(Head):
     """p = softmax(cos(f, W) / τ); W: [C, D]."""
 
     def __init__(self, weights: Tensor, *, logit_scale: float):

@@ -3,12 +3,13 @@
 `style.py` holds the house style, `studies.py` the figures of many runs, `fitting.py` of single fits, `space.py` of the
 feature space, `shift.py` of one fit in several places and `pictures.py` of pictures and prompts.
 """
+from ..naming import NAMES, features_of
 from .fitting import alpha_history, ratio_distributions, settings_tried, training_curves
 from .pictures import episode_grid, prompt_result
 from .shift import accuracy_over_alpha, error_over_scale, reliability_shift
 from .space import manifold, measures
 from .studies import accuracy_bars, accuracy_over_shots, best_ratio, differences, gain_scatter, heat_map, reliability
-from .style import COLOURS, NAMES, Figure, colours_of, describe, features_of, save, theme
+from .style import COLOURS, Figure, colours_of, describe, save, theme
 
 __all__ = ["COLOURS", "Figure", "NAMES", "accuracy_bars", "accuracy_over_alpha", "accuracy_over_shots", "alpha_history",
            "best_ratio", "colours_of", "describe", "differences", "episode_grid", "error_over_scale", "features_of",

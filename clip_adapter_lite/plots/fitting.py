@@ -4,7 +4,9 @@ from itertools import cycle
 import matplotlib
 from matplotlib.lines import Line2D
 
-from .style import COLOURS, GREY, NAMES, PALETTE, Figure, count, footer, frame, ink, label_ends, theme
+from ..devices import as_array
+from ..naming import NAMES, count
+from .style import COLOURS, GREY, PALETTE, Figure, footer, frame, ink, label_ends, theme
 
 DEEP = [PALETTE[i] for i in (3, 0, 2, 1, 4, 5)]  # dark enough for lines and their labels
 
@@ -103,7 +105,7 @@ def ratio_distributions(values, backbone: str | None = None, bins: int = 40) -> 
     figure = Figure(figsize=(7.5, 0.8 * len(values) + 1.2), layout="constrained")
     axes = figure.subplots(len(values), 1, sharex=True, squeeze=False)[:, 0]
     for axis, (label, ratios) in zip(axes, values.items()):
-        ratios = numpy.asarray(ratios, dtype=float)
+        ratios = as_array(ratios).astype(float)
         axis.hist(ratios, bins, range=(0, 1), weights=numpy.full(len(ratios), 1 / len(ratios)),
                   color=COLOURS.get(label, PALETTE[0]))
         middle = float(numpy.median(ratios))

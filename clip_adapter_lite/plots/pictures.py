@@ -1,7 +1,8 @@
 """Figures of pictures and prompts: the support images of an episode, and what a prompt makes of a test picture."""
 import matplotlib
 
-from .style import COLOURS, GREY, PALETTE, Figure, count, footer, theme
+from ..naming import count
+from .style import COLOURS, GREY, PALETTE, Figure, footer, theme
 
 
 @matplotlib.rc_context(theme())
@@ -62,26 +63,20 @@ def episode_grid(dataset, shots: int, seed: int = 1) -> Figure:
     import numpy
     from PIL import Image
 
-    from ..banks import BankError, rank
-    from ..building import open_image
-    items = dataset.splits["train"]
-    rows = [[i for i, (_, label) in enumerate(items) if label == c] for c in range(len(dataset.classnames))]
-    few = min(range(len(rows)), key=lambda c: len(rows[c]))
-    if not 1 <= shots <= len(rows[few]):
-        raise BankError(f"shots must be from 1 to {len(rows[few])}, the training pictures of {dataset.name}'s class "
-                        f"'{dataset.classnames[few]}'; got {shots}.")
-    chosen = [[items[i][0] for i in rank(seed, c, indices)[:shots]] for c, indices in enumerate(rows)]
+    from ..encoding import open_image
+    drawn, classes = dataset.draw("train", shots, seed), len(dataset.classnames)
+    chosen = [[picture for picture, _ in drawn[c * shots:(c + 1) * shots]] for c in range(classes)]
     side, gap = 64, 4  # pixels of a tile, and between tiles
-    mosaic = numpy.full((len(rows) * (side + gap), shots * (side + gap), 3), 255, numpy.uint8)
+    mosaic = numpy.full((classes * (side + gap), shots * (side + gap), 3), 255, numpy.uint8)
     for r, line in enumerate(chosen):
         for c, picture in enumerate(line):
             y, x = r * (side + gap), c * (side + gap)
             mosaic[y:y + side, x:x + side] = open_image(picture).resize((side, side), Image.Resampling.BILINEAR)
-    tile = min(0.55, 8.2 / shots, 12 / len(rows))  # inches
-    figure = Figure(figsize=(max(4.5, shots * tile + 1.6), len(rows) * tile + 1.1), layout="constrained")
+    tile = min(0.55, 8.2 / shots, 12 / classes)  # inches
+    figure = Figure(figsize=(max(4.5, shots * tile + 1.6), classes * tile + 1.1), layout="constrained")
     axis = figure.subplots()
-    axis.imshow(mosaic, extent=(0, shots, len(rows), 0), interpolation="antialiased", aspect="equal")
-    axis.set_yticks([r + 0.5 for r in range(len(rows))], [_short(name) for name in dataset.classnames],
+    axis.imshow(mosaic, extent=(0, shots, classes, 0), interpolation="antialiased", aspect="equal")
+    axis.set_yticks([r + 0.5 for r in range(classes)], [_short(name) for name in dataset.classnames],
                     fontsize=max(9, min(11, 50 * tile)))
     axis.set_xticks([c + 0.5 for c in range(shots)], [str(c + 1) for c in range(shots)])
     axis.set(title=f"{dataset.name}: {count(shots, 'shot')} per class, seed {seed}", xlabel="shot")

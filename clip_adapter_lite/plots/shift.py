@@ -2,8 +2,9 @@
 import matplotlib
 from matplotlib.lines import Line2D
 
+from ..naming import NAMES
 from .studies import EDGE, _grid, _outer, need, seeds_of
-from .style import COLOURS, GREY, NAMES, PALETTE, WIDTH, Figure, footer, frame, label_ends, theme
+from .style import COLOURS, GREY, PALETTE, WIDTH, Figure, footer, frame, label_ends, theme
 
 DEEP = [PALETTE[i] for i in (0, 3, 2, 1, 4, 5)]  # dark enough for lines and their labels
 SIGNS = "osDv^X"  # a second sign beside the colour

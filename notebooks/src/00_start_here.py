@@ -33,7 +33,7 @@ from sklearn.datasets import load_sample_image
 import clip_adapter_lite as cal
 from clip_adapter_lite import plots
 from clip_adapter_lite.datasets import fashion_mnist
-from clip_adapter_lite.using import zero_shot
+from clip_adapter_lite.inference import zero_shot
 
 # %% [markdown]
 # ## Meet the pocket CLIP

@@ -27,8 +27,8 @@ import pandas
 
 import clip_adapter_lite as cal
 from clip_adapter_lite import plots, widgets
-from clip_adapter_lite.building import encode
 from clip_adapter_lite.datasets import fashion_mnist
+from clip_adapter_lite.encoding import encode
 
 # %% [markdown]
 # ## Why keep features?

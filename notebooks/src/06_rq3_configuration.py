@@ -27,7 +27,7 @@ import pandas
 
 import clip_adapter_lite as cal
 from clip_adapter_lite import plots, widgets
-from clip_adapter_lite.sweep import chosen_on_validation
+from clip_adapter_lite.experiments.sweep import chosen_on_validation
 
 # %% [markdown]
 # ## Three knobs

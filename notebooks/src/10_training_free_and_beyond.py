@@ -29,7 +29,7 @@ from torch.nn.functional import cross_entropy, normalize, one_hot
 
 import clip_adapter_lite as cal
 from clip_adapter_lite import plots
-from clip_adapter_lite.reproduce import paper_averages
+from clip_adapter_lite.experiments.reproduce import paper_averages
 
 # %% [markdown]
 # ## A cache instead of weights

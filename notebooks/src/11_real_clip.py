@@ -33,9 +33,9 @@ import torch
 
 import clip_adapter_lite as cal
 from clip_adapter_lite import plots
-from clip_adapter_lite.building import preprocessing
 from clip_adapter_lite.datasets import TABLE, fashion_mnist, load_dataset
-from clip_adapter_lite.reproduce import paper, paper_numbers, reproduce
+from clip_adapter_lite.encoding import preprocessing
+from clip_adapter_lite.experiments.reproduce import paper, paper_numbers, reproduce
 
 # %% [markdown]
 # ## Which CLIP is here?

@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 
 import clip_adapter_lite as cal
 from clip_adapter_lite.datasets import ImageDataset
-from clip_adapter_lite.training import threads
+from clip_adapter_lite.devices import threads
 
 GRID = {"alpha": [round(0.1 * i, 1) for i in range(11)], "reduction": (1, 2, 4, 8, 16, 32),
         "branch": ("visual", "text", "both")}

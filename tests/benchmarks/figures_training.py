@@ -9,7 +9,7 @@ from peers import EPOCHS, accuracy, train_as_peers
 from torch.nn.functional import normalize
 
 from clip_adapter_lite import CLIPAdapter, Episode, FeatureBank, Split
-from clip_adapter_lite.training import threads
+from clip_adapter_lite.devices import threads
 
 ALPHA = 0.2  # the official code's constant
 CLOSE = 0.003  # "the same accuracy": within 0.3 points

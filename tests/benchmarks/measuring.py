@@ -11,7 +11,7 @@ from statistics import median
 
 import torch
 
-from clip_adapter_lite.training import threads
+from clip_adapter_lite.devices import threads
 
 HERE = Path(__file__).parent
 TURNS = 5

@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
-from clip_adapter_lite.banks import Episode
+from clip_adapter_lite.episodes import Episode
 from clip_adapter_lite.methods.clip_adapter import CLIPAdapterHead
 
 EPOCHS, BATCH, RATE = 200, 32, 1e-3

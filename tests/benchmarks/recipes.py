@@ -26,7 +26,7 @@ from rich.progress import track
 from rich.table import Table
 
 import clip_adapter_lite as cal
-from clip_adapter_lite.training import threads
+from clip_adapter_lite.devices import threads
 
 BANKS, QUICK, SHOTS, SEEDS = ("caltech101", "pacs-cartoon", "sun18", "rsscn7"), ("pacs-cartoon",), (1, 16), (1, 2)
 TABLES = {"recipes": "Validation accuracy of the recipes that were chosen from",

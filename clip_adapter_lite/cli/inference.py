@@ -5,9 +5,9 @@ from typing import Annotated
 import typer
 
 from ..banks import FeatureBank
+from ..inference import load_classifier, save_classifier, zero_shot
+from ..inference import predict as use
 from ..methods import METHODS, method_named
-from ..using import load_classifier, save_classifier, zero_shot
-from ..using import predict as use
 from .app import app, console
 
 

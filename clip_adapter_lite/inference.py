@@ -7,7 +7,9 @@ from pathlib import Path
 from torch import Tensor
 
 from .backbones import Backbone
-from .banks import tensor_hash, write_tensors
+from .encoding import STYLES, encode, preprocessing
+from .errors import one_line
+from .files import tensor_hash, write_tensors
 from .methods import METHODS, Classifier, ZeroShot
 from .methods.zero_shot import ZeroShotHead
 
@@ -46,9 +48,8 @@ def load_classifier(path: str | Path) -> Classifier:
         facts = {fact: about[fact] for fact in FACTS}
         classnames = tuple(about["classnames"])
     except (SafetensorError, KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")  # torch's takes several lines
-        raise ValueError(f"{path} is not a whole classifier file of this version ({type(error).__name__}: {reason}); fit "
-                         "and save it again.") from error
+        raise ValueError(f"{path} is not a whole classifier file of this version ({type(error).__name__}: "
+                         f"{one_line(error)}); fit and save it again.") from error
     return Classifier(head=head.requires_grad_(False).eval(), classnames=classnames, method=method, **facts)
 
 
@@ -66,7 +67,6 @@ def predict(classifier: Classifier, backbone: Backbone, images: Sequence, top: i
     Raises ValueError if the classifier was fitted on features of another backbone, other weights or other preprocessing, or
     if top is below 1; OSError, naming the file, for a picture that cannot be read.
     """
-    from .building import STYLES, encode, preprocessing
     if top < 1:
         raise ValueError(f"top must be at least 1; got {top}.")
     fitted = classifier.origin

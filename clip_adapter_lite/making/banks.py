@@ -1,6 +1,6 @@
 """Build the bundled banks, and the excerpt of Fashion-MNIST, from folders of real pictures.
 
-    python -m clip_adapter_lite.bundled.build --data ../shared/data --fashion-mnist /usr/share/datasets/fashion-mnist
+    python -m clip_adapter_lite.making.banks --data ../shared/data --fashion-mnist /usr/share/datasets/fashion-mnist
 
 Only features are written, never the pictures (Fashion-MNIST's excerpt excepted: it is MIT). At most 48 training and 16
 validation images a class, test splits whole up to 2500. Takes about four minutes on two cores.
@@ -12,12 +12,13 @@ import numpy
 import typer
 
 from .. import load_backbone
-from ..banks import BUNDLED
-from ..building import build_bank
+from ..banks import build_bank
 from ..datasets import ImageDataset, fashion_mnist, split_by_hash
 from ..datasets.base import complete, folder_items
 from ..datasets.coop import read_split
 from ..datasets.fashion_mnist import EXCERPT, read_idx, write_idx
+from ..files import BUNDLED
+from ..naming import as_words
 
 PHOTO = "a photo of a {}."
 OWN_SPLIT = "own split by hash: 40/10/50 %, 16 training images a class where three quarters of it allow"
@@ -47,7 +48,7 @@ def datasets(data: Path, fashion: Path):
                            source="Caltech101" if name == "caltech101" else "Describable Textures, first ten of 47 classes",
                            protocol=f"CoOp's split_zhou_{json_name}.json, classes on disk")
 
-    def own(name: str, folder: Path, template: str, source: str, rename=lambda c: c.replace("_", " "), licence="unknown"):
+    def own(name: str, folder: Path, template: str, source: str, rename=as_words, licence="unknown"):
         classes = sorted(p.name for p in folder.iterdir())
         return ImageDataset(name=name, classnames=tuple(map(rename, classes)), templates=(template,), licence=licence,
                             splits=split_by_hash(folder_items(folder, classes), 0.4, 0.1, at_least=16),

@@ -1,6 +1,6 @@
 """Train the pocket CLIP's text tower and projections, from nothing but the `pretrain` folder and text.
 
-    python -m clip_adapter_lite.pocket.train --data ../shared/data/pretrain --out clip_adapter_lite/pocket/pocket.safetensors
+    python -m clip_adapter_lite.making.pocket --data ../shared/data/pretrain
 
 The recipe, in the order of the code (a distilled text tower; its teacher is a sentence encoder and a classifier head):
 1. The rows of EfficientNet-Lite0's ImageNet classifier are visual prototypes of 1000 classes. Their first 512 right
@@ -26,7 +26,7 @@ from rich.progress import Progress, track
 from torch.nn.functional import cosine_similarity, cross_entropy, normalize
 
 from clip_adapter_lite import pocket
-from clip_adapter_lite.pocket.captions import PLAIN, captions, nouns
+from clip_adapter_lite.making.captions import PLAIN, captions, nouns
 
 SEED = 0
 TAU = 0.08  # softmax temperature over MiniLM cosines

@@ -4,10 +4,10 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
-from .banks import FeatureBank
-from .compare import COLUMNS, Results, Run, checked, execute, tidy
+from ..banks import FeatureBank
+from ..methods import CLIPAdapter, Method, with_settings
 from .engines import check_engine
-from .methods import CLIPAdapter, Method, with_settings
+from .runs import COLUMNS, Results, Run, checked, execute, tidy
 
 
 def plan_sweep(banks: Iterable[FeatureBank], base: Method, grid: Mapping[str, Sequence], shots: Iterable[int],

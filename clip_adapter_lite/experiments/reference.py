@@ -1,9 +1,10 @@
 """The committed reference results (`bundled/reference.py` computes them), and some of them computed again."""
 import json
 
-from .banks import BUNDLED, FeatureBank
-from .compare import Run, execute, tidy
-from .methods import CLIPAdapter, CoOp, LinearProbe, TipAdapter, ZeroShot
+from ..banks import FeatureBank
+from ..files import BUNDLED
+from ..methods import CLIPAdapter, CoOp, LinearProbe, TipAdapter, ZeroShot
+from .runs import Run, execute, tidy
 
 TABLE = BUNDLED / "reference.csv"
 METHODS = {method.label: method for method in (

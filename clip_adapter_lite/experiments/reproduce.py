@@ -4,7 +4,6 @@ The numbers that the authors or others published are data (`paper.json`, with wh
 `compare`'s engine. Nothing is filled in: what has no bank or no run is "not measured".
 """
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -12,12 +11,15 @@ from statistics import fmean
 
 import torch
 
-from .banks import SPLITS, FeatureBank
-from .compare import COLUMNS, Results, execute, plan, summarise, tidy
-from .datasets import TABLE
+from ..banks import FeatureBank
+from ..datasets import TABLE
+from ..files import whole
+from ..methods import CoOp, Method, ZeroShot, method_named
+from ..splits import SPLITS
+from ..transfer import shifted
+from .compare import summarise
 from .engines import check_engine
-from .methods import CoOp, Method, ZeroShot, method_named
-from .transfer import shifted
+from .runs import COLUMNS, Results, execute, plan, tidy
 
 AVERAGE = "average of the eleven"
 STYLES = {"shortest": "CLIP style (aspect ratio kept, centre crop)", "squash": "CoOp style (both sides squashed)"}
@@ -116,8 +118,10 @@ def reproduce(banks: Iterable[FeatureBank], backbone: str = "RN50-quickgelu", *,
         execute(runs, results, progress=progress, jobs=jobs, engine=engine, address=address)
         rows = list(results.rows.values())  # with those of earlier, other studies in the file
     table = beside(tidy(pandas.DataFrame(rows, columns=COLUMNS)), fit + shifts, backbone, unfit)
-    _write(out / "reproduce.csv", table.to_csv(index=False))
-    _write(out / "reproduce.md", markdown(table, fit + shifts, backbone, unfit))
+    for name, text in (("reproduce.csv", table.to_csv(index=False)),
+                       ("reproduce.md", markdown(table, fit + shifts, backbone, unfit))):
+        with whole(out / name) as partial:
+            partial.write_text(text, encoding="utf-8")
     return table
 
 
@@ -277,11 +281,3 @@ def _line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

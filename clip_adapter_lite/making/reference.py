@@ -1,11 +1,10 @@
 """The reference results: every bundled bank × every method × shots × seeds, computed once and committed.
 
-    make reference        # or: python -m clip_adapter_lite.bundled.reference
+    make reference        # or: python -m clip_adapter_lite.making.reference
 
 Resumable: finished runs are kept in results/reference.csv. Seeds 1 to 3 of everything first; then seeds 4 to 10 of each
 bank, method and number of shots whose fit takes under a second (median of the first three). `cal.reference()` reads them.
 """
-import csv
 import json
 import subprocess
 from itertools import product
@@ -15,9 +14,10 @@ from typing import Annotated
 
 import typer
 
-from ..banks import BUNDLED, FeatureBank, list_banks
-from ..compare import COLUMNS, Results, Run, execute, versions
-from ..reference import METHODS, TABLE
+from ..banks import FeatureBank, list_banks
+from ..experiments.reference import METHODS, TABLE
+from ..experiments.runs import COLUMNS, Results, Run, execute, write_rows
+from ..files import BUNDLED, versions, whole
 
 SHOTS, SEEDS, MORE_SEEDS, SECONDS = (1, 2, 4, 8, 16), (1, 2, 3), (4, 5, 6, 7, 8, 9, 10), 1.0
 PROTOCOL = ("fit on the support set; selection on min(shots, 4) validation images a class; accuracy on the whole test "
@@ -63,17 +63,12 @@ def main(
     places = [list_banks(), list(METHODS)]
     order = sorted(range(len(runs)), key=lambda i: (places[0].index(runs[i].bank.dataset),
                                                    places[1].index(runs[i].method.label), runs[i].shots, runs[i].seed))
-    partial = TABLE.with_suffix(".partial")
-    with partial.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows[i] for i in order)
-    partial.replace(TABLE)
+    write_rows(TABLE, COLUMNS, (rows[i] for i in order))
     about = {"commits": log.read_text(encoding="utf-8").split(), "protocol": PROTOCOL, "versions": versions(),
              "banks": {bank.dataset: bank.hash for bank in banks}, "methods": {k: repr(m) for k, m in METHODS.items()},
              "seeds": f"1 to {MORE_SEEDS[-1]} where a fit takes under {SECONDS:g} s, else 1 to {SEEDS[-1]}"}
-    partial.write_text(json.dumps(about, indent=1), encoding="utf-8")
-    partial.replace(TABLE.with_suffix(".json"))
+    with whole(TABLE.with_suffix(".json")) as partial:
+        partial.write_text(json.dumps(about, indent=1), encoding="utf-8")
     print(f"wrote {TABLE} ({len(runs)} runs)")
 
 

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .banks import FeatureBank
-from .engines import check_engine, finished
-from .methods import Method, method_named
-from .training import threads
+from ..banks import FeatureBank
+from ..devices import threads
+from ..files import versions, whole
+from ..methods import Method, method_named
+from .engines import finished
 
 COLUMNS = ("dataset", "backbone", "method", "shots", "seed", "accuracy", "val_accuracy", "alpha", "steps", "seconds",
            "parameters")
@@ -85,6 +86,14 @@ def read_rows(path: Path, columns: Sequence[str] = COLUMNS) -> dict[tuple, dict]
     return rows
 
 
+def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping]) -> None:
+    """Write a results CSV, whole or not at all."""
+    with whole(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 class Results:
     """The CSV of a study: rows are appended as runs finish; a JSON beside it says what they were computed from.
 
@@ -135,20 +144,9 @@ class Results:
         self._rewrite(self.rows[key] for key in kept + planned)
 
     def _rewrite(self, rows: Iterable[dict]) -> None:
-        partial = self.path.with_suffix(".partial")
-        with partial.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, self.columns)
-            writer.writeheader()
-            writer.writerows(rows)
-        partial.replace(self.path)
-        partial.write_text(json.dumps(self.about, indent=1, sort_keys=True), encoding="utf-8")
-        partial.replace(self.about_path)
-
-
-def versions() -> dict[str, str]:
-    """Versions of what numbers depend on."""
-    from importlib.metadata import version
-    return {name: version(name) for name in ("clip-adapter-lite", "torch", "open_clip_torch", "timm", "scikit-learn")}
+        write_rows(self.path, self.columns, rows)
+        with whole(self.about_path) as partial:
+            partial.write_text(json.dumps(self.about, indent=1, sort_keys=True), encoding="utf-8")
 
 
 def execute(runs: Sequence[Run], results: Results | None = None, *, progress: bool = False, **engine) -> list[dict]:
@@ -173,50 +171,9 @@ def execute(runs: Sequence[Run], results: Results | None = None, *, progress: bo
     return [rows[run.key] | run.shown for run in runs]  # a row that was read back from a file holds text
 
 
-def pending(banks, methods, shots, seeds, out: Path | None = None, *, allow_fewer: bool = False):
-    """A table of the runs to be done, by bank and method; `out` is a CSV whose finished rows are not counted."""
-    from rich.table import Table
-    runs = plan(banks, methods, shots, seeds, allow_fewer=allow_fewer)
-    done = set(read_rows(out)) if out and out.exists() else set()
-    left = [run for run in runs if run.key not in done]
-    labels = list(dict.fromkeys(run.method.label for run in runs))
-    table = Table("bank", *labels, title=f"{len(left)} of {len(runs)} runs to do", title_justify="left")
-    for bank in dict.fromkeys(run.bank for run in runs):
-        counts = [sum(run.bank is bank and run.method.label == label for run in left) for label in labels]
-        table.add_row(bank.dataset, *map(str, counts))
-    return table
-
-
-def compare(banks: Iterable[FeatureBank],
-            methods: Iterable[str | Method] = ("zero-shot", "linear-probe", "coop", "clip-adapter"),
-            shots: Iterable[int] = (1, 2, 4, 8, 16), seeds: Iterable[int] = (1, 2, 3), *, out: str | Path | None = None,
-            resume: bool = False, jobs: int = 1, engine: str = "joblib", address: str | None = None,
-            progress: bool = False, allow_fewer: bool = False):
-    """Fit every method on every bank with every number of shots and seed; a DataFrame with one row per run.
-
-    methods: labels (a name, with settings as tables show them) or `Method` objects. accuracy is on the whole test split, in
-    [0, 1]; whatever a method selects, it selects on validation. out: a CSV that rows are appended to as they finish;
-    resume: skip the runs it already has.
-    jobs: processes, -1 for one a core; engine: "joblib", or "ray" on this machine or the cluster at `address`.
-    Raises BankError, before any work, if a bank cannot give that many shots; allow_fewer: take what a class has instead.
-    """
-    import pandas
-    runs = plan(list(banks), list(methods), list(shots), list(seeds), allow_fewer=allow_fewer)
-    check_engine(engine, jobs, address)
-    results = Results(Path(out), runs, resume) if out else None
-    rows = execute(runs, results, progress=progress, jobs=jobs, engine=engine, address=address)
-    return tidy(pandas.DataFrame(rows, columns=COLUMNS))
-
-
 def tidy(table):
     """The table with number columns as numbers (a resumed CSV row holds text, and "" where there is no value)."""
     import pandas
     for column in COLUMNS[3:]:
         table[column] = pandas.to_numeric(table[column].replace("", None))
     return table
-
-
-def summarise(table):
-    """Mean and standard deviation (n - 1) of accuracy over seeds, by dataset, backbone, method and shots."""
-    groups = table.groupby(["dataset", "backbone", "method", "shots"], sort=False)["accuracy"]
-    return groups.agg(["mean", "std", "count"]).reset_index()

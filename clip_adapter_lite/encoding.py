@@ -1,0 +1,177 @@
+"""Pictures to features: opened, preprocessed and encoded, decoding ahead of the tower."""
+import math
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from .backbones import Backbone
+from .errors import one_line
+
+# The two preprocessings of the literature, and how much of a picture's area a random training view of each shows.
+STYLES = {"clip": (0.5, 1.0),  # keeps the aspect ratio and crops the middle; views as in Tip-Adapter
+          "coop": (0.08, 1.0)}  # squashes both sides; views as in CoOp
+
+
+def open_image(item):
+    """The RGB picture of a path, or the PIL image itself. Raises OSError, naming the file, if it cannot be read."""
+    from PIL import Image
+    if isinstance(item, Image.Image):
+        return item.convert("RGB")
+    try:
+        with Image.open(item) as picture:
+            return picture.convert("RGB")
+    except Exception as error:  # PIL raises many types for damaged files
+        raise OSError(f"{item} is not a readable picture ({one_line(error)}); replace or remove it.") from error
+
+
+def preprocessing(backbone: Backbone, style: str = "clip") -> dict:
+    """What happens to a picture before the image tower: size, resizing, mean and deviation, as JSON has it.
+
+    style: "clip" is the backbone's own way, which for CLIP resizes the short side and crops the middle; "coop" squashes
+    both sides to the input size, as CoOp does. Raises ValueError for another.
+    """
+    import json
+    if style not in STYLES:
+        raise ValueError(f"preprocess must be one of {', '.join(STYLES)}; got {style!r}.")
+    facts = json.loads(json.dumps(backbone.model.visual.preprocess_cfg, sort_keys=True))
+    return facts if style == "clip" else facts | {"resize_mode": "squash"}
+
+
+def random_view(picture, draw: random.Random, area: tuple[float, float], size: tuple[int, int], resample: int):
+    """A random part of a picture at (width, height) `size`, mirrored half of the time; torchvision's RandomResizedCrop
+    and RandomHorizontalFlip, which only know the one global generator and so cannot be used in threads.
+
+    area: the least and the largest share of the picture; its aspect ratio is 3/4 to 4/3.
+    """
+    from PIL import Image
+    width, height = picture.size
+    for _ in range(10):
+        share, aspect = draw.uniform(*area) * width * height, math.exp(draw.uniform(math.log(3 / 4), math.log(4 / 3)))
+        w, h = round(math.sqrt(share * aspect)), round(math.sqrt(share / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            break
+    else:  # a long narrow picture: as much of it as has such an aspect ratio
+        w, h = min(width, max(1, height * 4 // 3)), min(height, max(1, width * 4 // 3))
+    left, top = draw.randint(0, width - w), draw.randint(0, height - h)
+    view = picture.crop((left, top, left + w, top + h)).resize(size, resample)
+    return view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if draw.random() < 0.5 else view
+
+
+class Encoder:
+    """Pictures to features: `pixels` of one picture in a worker thread, then `features` of a batch where the tower is.
+
+    Between them they give the tower what `backbone.preprocess` gives, to the last bit on a CPU. They are two because bytes
+    become numbers quickest for a whole batch at once (on a GPU a quarter of the bytes travel), and because PyTorch's
+    operations in many threads compete with the tower for the cores. JPEGs are decoded in full: PIL's quicker draft mode
+    would give other pixels.
+    """
+
+    def __init__(self, backbone: Backbone, style: str = "clip", views: int = 1, seed: int = 1):
+        from PIL import Image
+        from torchvision.transforms import Compose, Normalize
+        if views < 1:
+            raise ValueError(f"views must be at least 1, the plain picture; got {views}.")
+        self.backbone, self.style, self.views, self.seed = backbone, style, views, seed
+        size, facts = backbone.model.visual.preprocess_cfg["size"], preprocessing(backbone, style)
+        self.size = (size, size) if isinstance(size, int) else (size[1], size[0])  # (width, height)
+        self.resample = Image.Resampling.BILINEAR if facts.get("interpolation") == "bilinear" else Image.Resampling.BICUBIC
+        steps = getattr(backbone.preprocess, "transforms", ())
+        self.normalize = steps[-1] if len(steps) > 2 and isinstance(steps[-1], Normalize) else None
+        self.geometry = Compose(steps[:-2]) if self.normalize else backbone.preprocess  # the last but one makes a tensor
+        self.most: int | None = None  # pictures at a time that fit into the device's memory
+
+    def pixels(self, item, row: int = 0) -> Tensor:
+        """The views of one picture: bytes [V, H, W, 3], or [V, 3, H, W] for a `preprocess` that is not torchvision's.
+
+        View 0 is the plain picture; the others depend on (seed, row, view) alone.
+        """
+        import numpy
+        whole = open_image(item)
+        pictures = [whole if self.style == "clip" else whole.resize(self.size, self.resample)]
+        pictures += [random_view(whole, random.Random(f"{self.seed}/{row}/{view}"), STYLES[self.style], self.size,
+                                 self.resample) for view in range(1, self.views)]
+        made = [self.geometry(picture) for picture in pictures]  # changes nothing of what already has the input size
+        return torch.from_numpy(numpy.stack(list(map(numpy.asarray, made)))) if self.normalize else torch.stack(made)
+
+    def features(self, pixels: Sequence[Tensor]) -> Tensor:
+        """Features [N, V, D], float32 on the CPU, of what `pixels` gave for N pictures.
+
+        The batch is halved, for good, when the device has too little memory. Raises RuntimeError if one picture is too many.
+        """
+        pictures = torch.cat(list(pixels))
+        if self.backbone.device.type == "cuda":
+            pictures = pictures.pin_memory()
+        while True:
+            try:
+                parts = [self.backbone.encode_images(self._prepared(part))
+                         for part in pictures.split(self.most or len(pictures))]
+                return torch.cat(parts).unflatten(0, (-1, self.views))
+            except torch.cuda.OutOfMemoryError as error:
+                tried = min(self.most or len(pictures), len(pictures))
+                if tried == 1:
+                    raise RuntimeError(f"{self.backbone.device} has too little free memory for one picture "
+                                       f"({one_line(error)}); stop what else uses it, or hide it with "
+                                       "CUDA_VISIBLE_DEVICES= to build on the CPU.") from error
+            self.most = tried // 2  # here, where the failed attempt's tensors are no longer held by its traceback
+            torch.cuda.empty_cache()
+
+    def _prepared(self, part: Tensor) -> Tensor:
+        part = part.to(self.backbone.device, non_blocking=True)
+        if not self.normalize:
+            return part
+        mean, std = (torch.tensor(v, device=part.device).view(3, 1, 1) for v in (self.normalize.mean, self.normalize.std))
+        return part.permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)  # channels-last, as the bytes lie
+
+
+def prefetched(steps: Iterable) -> Iterator:
+    """The same, each drawn before the one before it is handed on: decoding goes on while the tower works."""
+    waiting = None
+    for coming in steps:
+        if waiting is not None:
+            yield waiting
+        waiting = coming
+    if waiting is not None:
+        yield waiting
+
+
+def encoded(encoder: Encoder, items: Sequence, batches: Iterable[range], workers: int
+            ) -> Iterator[tuple[range, list[int], Tensor | None, dict[int, str]]]:
+    """For each batch of rows: the rows, those of them that could be read, their features, and why the others could not."""
+    def load(row: int) -> Tensor | str:
+        try:
+            return encoder.pixels(items[row], row)
+        except OSError as error:
+            return str(error)
+
+    def batchwise():
+        for rows, futures in prefetched((rows, [pool.submit(load, row) for row in rows]) for rows in batches):
+            found = dict(zip(rows, (future.result() for future in futures)))
+            bad = {row: why for row, why in found.items() if isinstance(why, str)}
+            good = [row for row in rows if row not in bad]
+            yield rows, good, encoder.features([found[row] for row in good]) if good else None, bad
+
+    pool = ThreadPoolExecutor(workers)
+    try:
+        yield from prefetched(batchwise())
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def encode(backbone: Backbone, items: Sequence, *, style: str = "clip", batch: int = 64, workers: int = 2,
+           advance: Callable[[int], None] | None = None) -> Tensor:
+    """Features [N, D] of pictures (paths or PIL images); `advance(n)` is called after each batch of n.
+
+    Raises OSError, naming the file, for the first picture that cannot be read.
+    """
+    features = [torch.empty(0, backbone.width)]
+    batches = [range(start, min(start + batch, len(items))) for start in range(0, len(items), batch)]
+    for rows, _, found, bad in encoded(Encoder(backbone, style), items, batches, workers):
+        if bad:
+            raise OSError(next(iter(bad.values())))
+        features.append(found[:, 0])
+        if advance:
+            advance(len(rows))
+    return torch.cat(features)

@@ -1,0 +1,54 @@
+"""One few-shot problem: what a method may see, and what it is judged on."""
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from torch import Tensor
+
+from . import backbones
+from .errors import BankError
+from .splits import Split
+
+
+@dataclass(frozen=True, eq=False)
+class Episode:
+    """One few-shot problem. Nothing but `support` and `val` may be used for fitting; `test` is for judging, once.
+
+    text_features [C, D] are the classifier weights W; logit_scale is 1/τ of the backbone; `shortfall` counts, per class,
+    how many of the min(shots, 4) validation images the bank did not have.
+    """
+    support: Split
+    val: Split
+    test: Split
+    text_features: Tensor
+    classnames: tuple[str, ...]
+    logit_scale: float
+    templates: tuple[str, ...] = ()
+    dataset: str = "arrays"
+    backbone_name: str = "unknown"
+    backbone_tag: str = ""
+    preprocessing: dict = field(default_factory=dict)
+    shots: int = 0
+    seed: int = 0
+    shortfall: tuple[int, ...] = ()
+
+    @cached_property
+    def backbone(self):
+        """The backbone that made the features, loaded on first use (CoOp needs its text encoder)."""
+        return backbones.shared_backbone(self.backbone_name, self.backbone_tag, self.text_features.device)
+
+    def to(self, *args) -> "Episode":
+        """The episode on another device or in another dtype (arguments of `Tensor.to`)."""
+        return replace(self, support=self.support.to(*args), val=self.val.to(*args), test=self.test.to(*args),
+                       text_features=self.text_features.to(*args))
+
+    def check(self) -> None:
+        """Raise BankError if a method could not be fitted to this episode."""
+        classes, width = self.text_features.shape
+        if not len(self.support):
+            raise BankError("The support set is empty; a method needs at least one image of each class.")
+        for name in ("support", "val", "test"):
+            getattr(self, name).check(f"{self.dataset}, {name}", width, classes)
+        missing = sorted(set(range(classes)) - set(self.support.labels.tolist()))
+        if missing:
+            raise BankError(f"{self.dataset}: the support set has no image of class "
+                            f"{', '.join(self.classnames[c] for c in missing[:5])}; each class needs at least one.")

@@ -1,0 +1,67 @@
+"""Methods by their labels: names and settings as tables show them and people type them."""
+import ast
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import get_args, get_origin
+
+from .base import Method
+from .clip_adapter import CLIPAdapter
+from .coop import CoOp
+from .linear_probe import LinearProbe
+from .tip_adapter import TipAdapter
+from .zero_shot import ZeroShot
+
+METHODS = {method.name: method for method in (ZeroShot, LinearProbe, CoOp, CLIPAdapter, TipAdapter)}
+KINDS = {bool: (bool, "true or false"), int: (Integral, "a whole number"), float: (Real, "a number"), str: (str, "a word"),
+         tuple: (tuple, "a tuple"), NoneType: (NoneType, "none")}
+
+
+def method_named(label: str) -> Method:
+    """The method of that label: a name for its default settings, or with settings as tables show them.
+
+    "tip-adapter", "clip-adapter(alpha=0.2)", "tip-adapter(finetune=true)": the inverse of `Method.label`. Raises ValueError
+    for a name or a setting that there is not, and a value that cannot be.
+    """
+    name, _, given = label.strip().partition("(")
+    if name not in METHODS:
+        raise ValueError(f"Unknown method '{name}'; the methods are {', '.join(METHODS)}.")
+    if given and not given.endswith(")"):
+        raise ValueError(f"A method's settings stand in brackets, as in {name}(setting=value); got '{label}'.")
+    parts = [part.partition("=") for part in listed(given.removesuffix(")"))]
+    return with_settings(METHODS[name](), {key.strip(): setting_value(value.strip()) for key, _, value in parts})
+
+
+def with_settings(method: Method, settings: Mapping) -> Method:
+    """The method with other settings. Raises ValueError for one that it has not, or a value that cannot be."""
+    kinds = {field.name: field.type for field in fields(method)}
+    for name, value in settings.items():
+        if name not in kinds:
+            raise ValueError(f"There is '{name}', which is no setting of {method.name}; it has {', '.join(kinds)}.")
+        options = get_args(kinds[name]) if isinstance(kinds[name], UnionType) else (kinds[name],)
+        allowed = {KINDS[get_origin(kind) or kind] for kind in options}
+        if not isinstance(value, tuple(kind for kind, _ in allowed)) or isinstance(value, bool) and bool not in options:
+            words = " or ".join(sorted(word for _, word in allowed))
+            raise ValueError(f"{name} of {method.name} must be {words}; got {value!r}.")
+    return replace(method, **settings)
+
+
+def listed(text: str) -> list[str]:
+    """The parts of a list; a comma inside brackets divides nothing."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter == "(") - (letter == ")")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts if part.strip()]
+
+
+def setting_value(text: str):
+    """A number, true or false, none, a tuple of such, or the word itself."""
+    try:
+        return ast.literal_eval(text.capitalize() if text.lower() in ("true", "false", "none") else text)
+    except (ValueError, SyntaxError, TypeError):
+        return text
