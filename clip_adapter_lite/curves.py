@@ -35,14 +35,16 @@ def training_curve(method: CLIPAdapter, episode: Episode, every: int = 4):
     watched = {*range(0, method.steps, every), method.steps}
 
     @torch.no_grad()
-    def look(head, step: int) -> None:
+    def look(step: int) -> None:
         if step in watched:
             logits = head(images).split(sizes)
             right = [share_right(found, split.labels) for found, split in zip(logits, splits)]
             rows.append((step, cross_entropy(logits[0], episode.support.labels).item(), *right))
 
     with seeded(episode.seed):
-        method._train(episode, alpha, beta, watch=look)
+        head = method.new_head(episode, alpha, beta)
+        look(0)
+        method.train_head(head, episode, lambda step: look(step + 1))
     rows += [(step, *rows[0][1:]) for step in sorted(watched)[len(rows):]]  # α = β = 0 trains nothing
     table = pandas.DataFrame(rows, columns=["step", "loss", "train", "val", "test"])
     table.attrs = {"backbone": episode.backbone_name, "dataset": episode.dataset, "shots": episode.shots,

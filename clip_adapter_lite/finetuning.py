@@ -41,7 +41,7 @@ def finetune_text(episode: Episode, *, steps: int = 60, rates: Iterable[float] =
     """
     episode.check()
     episode = episode.to(best_device(device))  # its backbone follows
-    rates = _checked(steps, rates, every, len(episode.val), episode.dataset)
+    rates = _checked_rates(steps, rates, every, len(episode.val), episode.dataset)
     frozen, templates = episode.backbone, episode.templates or ("a photo of a {}.",)
     tokens = frozen.tokens([text for template in templates for text in prompts(episode.classnames, template)])
 
@@ -59,7 +59,7 @@ def finetune_text(episode: Episode, *, steps: int = 60, rates: Iterable[float] =
         return trained, logits
 
     splits = [(split.view().float(), split.labels) for split in (episode.support, episode.val, episode.test)]
-    table = _chosen(made, splits, steps, rates, every, len(episode.support), episode.seed)
+    table = _best_rate(made, splits, steps, rates, every, len(episode.support), episode.seed)
     table.attrs |= {"backbone": episode.backbone_name, "dataset": episode.dataset, "shots": episode.shots,
                     "seed": episode.seed}
     return table
@@ -82,7 +82,7 @@ def finetune_visual(dataset: ImageDataset, *, shots: int = 16, seed: int = 1, ba
     if not hasattr(trunk, "conv_stem"):
         raise ValueError(f"finetune_visual() knows the image tower of the pocket CLIP, not that of {frozen.name}; give "
                          "backbone='pocket'.")
-    rates = _checked(steps, rates, every, len(dataset.splits["val"]), dataset.name)
+    rates = _checked_rates(steps, rates, every, len(dataset.splits["val"]), dataset.name)
     weights = classifier_weights(frozen, dataset.classnames, dataset.templates).to(frozen.device)
     start, splits = time.perf_counter(), []
     whole = deepcopy(frozen.model.visual).float()  # half on CUDA
@@ -103,13 +103,13 @@ def finetune_visual(dataset: ImageDataset, *, shots: int = 16, seed: int = 1, ba
 
         return list(tower.trunk.blocks[-1].parameters()), logits
 
-    table = _chosen(made, splits, steps, rates, every, batch, seed)
+    table = _best_rate(made, splits, steps, rates, every, batch, seed)
     table.attrs |= {"backbone": frozen.name, "dataset": dataset.name, "shots": shots, "seed": seed,
                     "encoding_seconds": encoding}
     return table
 
 
-def _checked(steps: int, rates: Iterable[float], every: int, validation: int, dataset: str) -> list[float]:
+def _checked_rates(steps: int, rates: Iterable[float], every: int, validation: int, dataset: str) -> list[float]:
     """The rates, if there is something to do and something to choose by."""
     rates = list(rates)
     if not rates or steps < 1 or every < 1:
@@ -129,7 +129,7 @@ def activations_below(trunk, pixels: Sequence[Tensor], device: torch.device, bat
     return torch.cat([trunk.blocks[:-1](trunk.bn1(trunk.conv_stem(part))) for part in parts])
 
 
-def _chosen(made: Callable[[], tuple[list[Tensor], Logits]], splits: list[tuple[Tensor, Tensor]], steps: int,
+def _best_rate(made: Callable[[], tuple[list[Tensor], Logits]], splits: list[tuple[Tensor, Tensor]], steps: int,
             rates: list[float], every: int, batch: int, seed: int):
     """The table of the rate that does best on validation; made() gives fresh parameters and the logits they lead to."""
     import pandas

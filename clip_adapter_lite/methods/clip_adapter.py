@@ -149,7 +149,9 @@ class CLIPAdapter(Method):
         pairs = self._pairs()
         if len(pairs) > 1:
             need_validation(episode, "the residual ratio")
-        heads = {pair: self._train(episode, *pair) for pair in pairs}
+        heads = {pair: self.new_head(episode, *pair) for pair in pairs}
+        for head in heads.values():
+            self.train_head(head, episode)
         chosen, details = pairs[0], {}
         if len(heads) > 1:
             scores = {pair: validation_score(head, episode.val) for pair, head in heads.items()}
@@ -176,18 +178,18 @@ class CLIPAdapter(Method):
         return list(product(*(ratios if self.branch in (branch, "both") else (None,)
                               for branch, ratios in options.items())))
 
-    def _train(self, episode, alpha: float | str | None, beta: float | str | None,
-               watch: Callable[[CLIPAdapterHead, int], None] | None = None) -> CLIPAdapterHead:
-        """One adapter; watch(head, steps done) is called before training and after each step."""
-        torch.manual_seed(episode.seed)  # every ratio starts from the same adapter
-        support, weights = episode.support, episode.text_features
-        head = CLIPAdapterHead(weights, normalize(support.view(), dim=-1).mean(0), logit_scale=episode.logit_scale,
-                               branch=self.branch, hidden=max(1, weights.shape[1] // self.reduction), alpha=alpha, beta=beta,
+    def new_head(self, episode, alpha: float | str | None, beta: float | str | None) -> CLIPAdapterHead:
+        """An adapter that is not trained yet; with one seed every ratio starts from the same."""
+        torch.manual_seed(episode.seed)
+        weights = episode.text_features  # [C, D]
+        pooled = normalize(episode.support.view(), dim=-1).mean(0)  # [D]
+        return CLIPAdapterHead(weights, pooled, logit_scale=episode.logit_scale, branch=self.branch,
+                               hidden=max(1, weights.shape[1] // self.reduction), alpha=alpha, beta=beta,
                                final_relu=self.final_relu, normalize=self.normalize)
-        if watch:
-            watch(head, 0)
-        if alpha or beta:  # at α = β = 0 there is nothing to train
+
+    def train_head(self, head: CLIPAdapterHead, episode, after_step: Callable[[int], None] | None = None) -> None:
+        """Train an adapter on the support set, in place; after_step(step) as `training.train` calls it."""
+        if head.alpha or head.beta:  # at α = β = 0 there is nothing to train
+            support = episode.support
             train(head.groups(self.rate), lambda step: cross_entropy(head(support.view(step)), support.labels),
-                  steps=self.steps, rate=self.rate, weight_decay=self.weight_decay,
-                  after_step=watch and (lambda step: watch(head, step + 1)))
-        return head
+                  steps=self.steps, rate=self.rate, weight_decay=self.weight_decay, after_step=after_step)
