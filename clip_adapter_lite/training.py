@@ -25,7 +25,8 @@ def train(parameters: Iterable[Tensor] | list[dict], loss: Callable[[int], Tenso
           after_step: Callable[[int], None] | None = None) -> None:
     """Minimise `loss(step)` over `parameters`, in place.
 
-    parameters: tensors, or torch's parameter groups, of which one with its own "lr" peaks there instead of at `rate`.
+    parameters: tensors, or torch's parameter groups, of which one with its own "lr" peaks there instead of at `rate`, and
+    one with a "factor" multiplies its rate by what that function returns at each step.
     optimizer: "adamw", or "sgd" (momentum 0.9, CoOp's). rate: the peak learning rate; schedule(step): the factor on it,
     half a cosine over all steps by default. after_step(step) is called after each update, for training curves.
     Raises FloatingPointError, naming the rate, if the last loss is not finite.
@@ -40,7 +41,7 @@ def train(parameters: Iterable[Tensor] | list[dict], loss: Callable[[int], Tenso
     peaks = [group["lr"] for group in stepper.param_groups]
     for step in range(steps):
         for group, peak in zip(stepper.param_groups, peaks):
-            group["lr"] = peak * schedule(step)
+            group["lr"] = peak * schedule(step) * group.get("factor", lambda: 1.0)()
         stepper.zero_grad()
         value = loss(step)
         value.backward()

@@ -21,6 +21,7 @@ METHODS = [
     cal.ZeroShot(device="cpu"), cal.LinearProbe(device="cpu", bisections=1), cal.LinearProbe(device="cpu", C=0.5),
     cal.CLIPAdapter(**QUICK), cal.CLIPAdapter(**QUICK, alpha=0), cal.CLIPAdapter(**QUICK, branch="text", beta=0.3),
     cal.CLIPAdapter(**QUICK, branch="both", grid=(0.0, 0.35, 0.7)), cal.CLIPAdapter(**QUICK, alpha="learned"),
+    cal.CLIPAdapter(**QUICK, alpha="auto"), cal.CLIPAdapter(**QUICK, branch="both", alpha="auto", beta="auto"),
     cal.CLIPAdapter(**QUICK, branch="both", alpha="learned", beta="learned"),
     cal.CLIPAdapter(**QUICK, alpha=0.4, normalize="before", reduction=2), cal.CLIPAdapter(**QUICK, alpha=1, final_relu=True),
     cal.TipAdapter(device="cpu"), cal.TipAdapter(**QUICK, finetune=True, beta=5.5, alpha_grid=(0.0, 1.5)),

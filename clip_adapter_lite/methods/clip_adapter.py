@@ -8,7 +8,8 @@
 """
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 
 import torch
@@ -17,7 +18,7 @@ from torch.nn.functional import cross_entropy, normalize, relu
 
 from ..training import train
 from .base import Head, Method, best, cosine_logits, lengths, need_validation, validation_score
-from .ratios import RatioNetwork
+from .ratios import PRIOR, RATIO_RATE, RatioNetwork, SharedRatio, decoupled, held_out_of
 
 
 class Bottleneck(nn.Module):
@@ -39,7 +40,8 @@ class CLIPAdapterHead(Head):
 
     weights: W [C, D]; pooled: [D], the mean direction of the support features, for Q.
     branch: "visual", "text" or "both".
-    alpha, beta: numbers, "learned" to ask a RatioNetwork, or None where there is no such branch.
+    alpha, beta: numbers, "learned" to ask a RatioNetwork, "auto" a SharedRatio (one of the two asks for both branches),
+        or None where there is no such branch.
     normalize: "after" brings f* and W* to unit length (the logits are then logit_scale · cos(f*, W*)); "before" does so
         to f and W, and not after the blend.
     """
@@ -56,34 +58,60 @@ class CLIPAdapterHead(Head):
         self.alpha, self.beta, self.logit_scale, self.normalize = alpha, beta, logit_scale, normalize
         self.visual = Bottleneck(width, hidden, final_relu).to(weights) if branch != "text" else None
         self.text = Bottleneck(width, hidden, final_relu).to(weights) if branch != "visual" else None
-        learned = "learned" in (self.visual and alpha, self.text and beta)
-        self.ratios = RatioNetwork(width).to(weights) if learned else None
+        asked = self.visual and alpha, self.text and beta
+        self.ratios = None
+        if "learned" in asked:
+            self.ratios = RatioNetwork(width).to(weights)
+        elif "auto" in asked:
+            self.ratios = SharedRatio().to(weights)
 
     def alphas(self, features: Tensor) -> Tensor | None:
-        if self.visual is None or self.alpha != "learned":
+        if self.visual is None or not isinstance(self.alpha, str):
             return None if self.visual is None else features.new_full((len(features), 1), self.alpha)
         return self.ratios(features, self.weights.mean(0, keepdim=True))[0]  # [N, D], [1, D] → [N, 1]
 
     def betas(self) -> Tensor | None:
-        if self.text is None or self.beta != "learned":
+        if self.text is None or not isinstance(self.beta, str):
             return None if self.text is None else self.weights.new_full((len(self.weights), 1), self.beta)
         return self.ratios(self.pooled[None], self.weights)[1]  # [1, D], [C, D] → [C, 1]
 
     def groups(self, rate: float) -> list[dict]:
-        """AdamW's parameter groups: `rate`, divided by the ratio for an adapter whose ratio is a number (by 0.1 at least).
+        """AdamW's parameter groups: `rate`, divided by the ratio for an adapter with one ratio (by 0.1 at least).
 
         Adam ignores how large a gradient is, so a step moves f* by about ratio · rate: with one rate for all, small ratios
         train slowly, and a search would compare how far trained they are. A learned ratio grows by itself.
         """
-        found = [{"params": adapter.parameters(), "lr": rate / max(1.0 if ratio == "learned" else ratio, 0.1)}
-                 for adapter, ratio in ((self.visual, self.alpha), (self.text, self.beta)) if adapter]
-        return found + ([{"params": self.ratios.parameters()}] if self.ratios else [])
+        found = []
+        for adapter, ratio, place in ((self.visual, self.alpha, 0), (self.text, self.beta, 1)):
+            if adapter is not None and ratio == "auto":
+                factor = lambda place=place: 1 / max(self._shared(place), 0.1)
+                found.append({"params": adapter.parameters(), "factor": factor})
+            elif adapter is not None:
+                found.append({"params": adapter.parameters(),
+                              "lr": rate / max(1.0 if ratio == "learned" else ratio, 0.1)})
+        if isinstance(self.ratios, SharedRatio):  # no decay: it would pull to 0.5
+            found.append({"params": self.ratios.parameters(), "lr": RATIO_RATE, "weight_decay": 0.0})
+        elif self.ratios is not None:
+            found.append({"params": self.ratios.parameters()})
+        return found
+
+    def _shared(self, place: int) -> float:
+        """What the shared α (place 0) or β (1) is now."""
+        return torch.sigmoid(self.ratios.logits[place]).item()
+
+    def settle(self) -> None:
+        """Put the numbers that shared ratios have come to in their place."""
+        for name, place in (("alpha", 0), ("beta", 1)):
+            if self.options[name] == "auto":
+                self.options[name] = self._shared(place)
+                setattr(self, name, self.options[name])
+        self.ratios = None
 
     def features(self, features: Tensor) -> Tensor:
         """f* [N, D]: the blend. It grows with the length of f, as A(c f) = c A(f), so "before" changes its length alone."""
         if self.visual is None:
             return features
-        alpha = self.alphas(features) if self.alpha == "learned" else self.alpha  # [N, 1] or a number
+        alpha = self.alphas(features) if isinstance(self.alpha, str) else self.alpha  # [N, 1] or a number
         return features.lerp(self.visual(features), alpha)  # α A_v(f) + (1 - α) f
 
     def adapted_weights(self) -> Tensor:
@@ -91,7 +119,7 @@ class CLIPAdapterHead(Head):
         w = normalize(self.weights, dim=-1) if self.normalize == "before" else self.weights
         if self.text is None:
             return w
-        beta = self.betas() if self.beta == "learned" else self.beta  # [C, 1] or a number
+        beta = self.betas() if isinstance(self.beta, str) else self.beta  # [C, 1] or a number
         return w.lerp(self.text(w), beta)  # β A_t(W) + (1 - β) W
 
     def forward(self, features: Tensor) -> Tensor:
@@ -106,7 +134,10 @@ class CLIPAdapter(Method):
     """CLIP-Adapter with the paper's choices as defaults.
 
     branch: "visual" (the paper's default), "text" or "both".
-    alpha, beta: the residual ratio of the visual and the text branch. A number; "val" trains one adapter for each of
+    alpha, beta: the residual ratio of the visual and the text branch. A number; "auto" learns it on the validation images
+        while the adapter learns on the support set, with a prior worth four images, in one fit (with none, on a shot of
+        each class that is held out, and then fits all shots at that ratio; from one shot and none, the prior's ratio:
+        `details` says which); "val" trains one adapter for each of
         `grid` and keeps the one with the highest validation accuracy, then the lower validation cross-entropy, then the
         smaller ratio (with both branches on "val": every pair of every third one of `grid`, at about the cost of one
         search); "learned" is Q(f, W).
@@ -136,8 +167,12 @@ class CLIPAdapter(Method):
                 raise ValueError(f"{setting} must be one of {', '.join(allowed)}; got {getattr(self, setting)!r}.")
         for setting in ("alpha", "beta"):
             value = getattr(self, setting)
-            if value not in ("val", "learned") and not (isinstance(value, (int, float)) and 0 <= value <= 1):
-                raise ValueError(f"{setting} must be a number from 0 to 1, 'val' or 'learned'; got {value!r}.")
+            if value not in ("auto", "val", "learned") and not (isinstance(value, (int, float)) and 0 <= value <= 1):
+                raise ValueError(f"{setting} must be a number from 0 to 1, 'auto', 'val' or 'learned'; got {value!r}.")
+        other = {self.alpha, self.beta} - {"auto"}
+        if self.branch == "both" and "auto" in (self.alpha, self.beta) and other & {"val", "learned"}:
+            raise ValueError(f"alpha and beta are learned together or not at all with 'auto'; got {self.alpha!r} and "
+                             f"{self.beta!r}, so give both as 'auto', or the other as a number.")
         if self.reduction < 1:
             raise ValueError(f"reduction must be at least 1 (the bottleneck is D / reduction wide); got {self.reduction}.")
         if not self.grid or not all(0 <= ratio <= 1 for ratio in self.grid):
@@ -147,6 +182,8 @@ class CLIPAdapter(Method):
 
     def _fit(self, episode):
         pairs = self._pairs()
+        if "auto" in pairs[0]:
+            return self._fit_auto(episode, *pairs[0])
         if len(pairs) > 1:
             need_validation(episode, "the residual ratio")
         heads = {pair: self.new_head(episode, *pair) for pair in pairs}
@@ -163,6 +200,22 @@ class CLIPAdapter(Method):
                      "beta": head.betas().mean().item() if head.beta == "learned" else head.beta}
         return head, {**found, "details": details, "steps": self.steps,
                       "parameters": sum(p.numel() for p in head.parameters())}
+
+    def _fit_auto(self, episode, *ratios: float | str | None):
+        """The adapter from the support images and the ratios from held-out ones, in one fit; in two without validation."""
+        rest, held_out, source = held_out_of(episode)
+        details, learned = {"ratio_from": source, "held_out": len(held_out)}, 0
+        if len(held_out):
+            head = self.new_head(replace(episode, support=rest), *ratios)
+            train(head.groups(self.rate), partial(decoupled, head, rest, held_out), steps=self.steps, rate=self.rate,
+                  weight_decay=self.weight_decay)
+            head.settle()
+            learned, ratios = ratios.count("auto"), (head.alpha, head.beta)
+        if len(rest) < len(episode.support) or not len(held_out):  # the adapter again, on all its images at these ratios
+            head = self.new_head(episode, *(PRIOR if ratio == "auto" else ratio for ratio in ratios))
+            self.train_head(head, episode)
+        return head, {"alpha": head.alpha, "beta": head.beta, "details": details, "steps": self.steps,
+                      "parameters": sum(p.numel() for p in head.parameters()) + learned}
 
     def reworded(self, head, episode):
         head = deepcopy(head)  # the same adapters, and the same Q, on the new classes' W
