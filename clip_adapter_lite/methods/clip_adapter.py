@@ -1,4 +1,4 @@
-"""CLIP-Adapter: a bottleneck on frozen features, blended with them by a residual ratio (paper, section 3.2).
+"""CLIP-Adapter: a bottleneck on frozen features, blended by a residual ratio (paper, section 3.2).
 
     A_v(f) = ReLU(f W1_v) W2_v        f* = α A_v(f) + (1 - α) f
     A_t(W) = ReLU(W W1_t) W2_t        W* = β A_t(W) + (1 - β) W
@@ -22,7 +22,10 @@ from .ratios import PRIOR, RATIO_RATE, RatioNetwork, SharedRatio, decoupled, hel
 
 
 class Bottleneck(nn.Module):
-    """A(x) = ReLU(x W1) W2, with [D, hidden] and [hidden, D] weights and no bias; final_relu puts a ReLU after W2."""
+    """A(x) = ReLU(x W1) W2, with [D, hidden] and [hidden, D] weights and no bias.
+
+    final_relu: a ReLU after W2 too.
+    """
 
     def __init__(self, width: int, hidden: int, final_relu: bool = False):
         super().__init__()
@@ -40,24 +43,26 @@ class CLIPAdapterHead(Head):
 
     weights: W [C, D]; pooled: [D], the mean direction of the support features, for Q.
     branch: "visual", "text" or "both".
-    alpha, beta: numbers, "learned" to ask a RatioNetwork, "auto" a SharedRatio (one of the two asks for both branches),
-        or None where there is no such branch.
-    normalize: "after" brings f* and W* to unit length (the logits are then logit_scale · cos(f*, W*)); "before" does so
-        to f and W, and not after the blend.
+    alpha, beta: numbers, "learned" to ask a RatioNetwork, "auto" a SharedRatio (one of the two asks
+        for both branches), or None where there is no such branch.
+    normalize: "after" brings f* and W* to unit length (the logits are then logit_scale · cos(f*,
+        W*)); "before" does so to f and W, and not after the blend.
     """
 
-    def __init__(self, weights: Tensor, pooled: Tensor, *, logit_scale: float, branch: str, hidden: int,
-                 alpha: float | str | None, beta: float | str | None, final_relu: bool = False,
-                 normalize: str = "after"):
+    def __init__(self, weights: Tensor, pooled: Tensor, *, logit_scale: float, branch: str,
+                 hidden: int, alpha: float | str | None, beta: float | str | None,
+                 final_relu: bool = False, normalize: str = "after"):
         super().__init__()
-        self.options = {"logit_scale": logit_scale, "branch": branch, "hidden": hidden, "alpha": alpha, "beta": beta,
-                        "final_relu": final_relu, "normalize": normalize}
+        self.options = {"logit_scale": logit_scale, "branch": branch, "hidden": hidden,
+                        "alpha": alpha, "beta": beta, "final_relu": final_relu, "normalize": normalize}
         self.register_buffer("weights", weights)
         self.register_buffer("pooled", pooled)
         self.width = width = weights.shape[1]
-        self.alpha, self.beta, self.logit_scale, self.normalize = alpha, beta, logit_scale, normalize
-        self.visual = Bottleneck(width, hidden, final_relu).to(weights) if branch != "text" else None
-        self.text = Bottleneck(width, hidden, final_relu).to(weights) if branch != "visual" else None
+        self.alpha, self.beta = alpha, beta
+        self.logit_scale, self.normalize = logit_scale, normalize
+        adapter = lambda: Bottleneck(width, hidden, final_relu).to(weights)
+        self.visual = adapter() if branch != "text" else None
+        self.text = adapter() if branch != "visual" else None
         asked = self.visual and alpha, self.text and beta
         self.ratios = None
         if "learned" in asked:
@@ -66,20 +71,27 @@ class CLIPAdapterHead(Head):
             self.ratios = SharedRatio().to(weights)
 
     def alphas(self, features: Tensor) -> Tensor | None:
-        if self.visual is None or not isinstance(self.alpha, str):
-            return None if self.visual is None else features.new_full((len(features), 1), self.alpha)
+        if self.visual is None:
+            return None
+        if not isinstance(self.alpha, str):
+            return features.new_full((len(features), 1), self.alpha)
         return self.ratios(features, self.weights.mean(0, keepdim=True))[0]  # [N, D], [1, D] → [N, 1]
 
     def betas(self) -> Tensor | None:
-        if self.text is None or not isinstance(self.beta, str):
-            return None if self.text is None else self.weights.new_full((len(self.weights), 1), self.beta)
+        if self.text is None:
+            return None
+        if not isinstance(self.beta, str):
+            return self.weights.new_full((len(self.weights), 1), self.beta)
         return self.ratios(self.pooled[None], self.weights)[1]  # [1, D], [C, D] → [C, 1]
 
     def groups(self, rate: float) -> list[dict]:
-        """AdamW's parameter groups: `rate`, divided by the ratio for an adapter with one ratio (by 0.1 at least).
+        """AdamW's parameter groups: `rate`, divided by the ratio for an adapter that has one for all.
 
-        Adam ignores how large a gradient is, so a step moves f* by about ratio · rate: with one rate for all, small ratios
-        train slowly, and a search would compare how far trained they are. A learned ratio grows by itself.
+        By 0.1 at least.
+
+        Adam ignores how large a gradient is, so a step moves f* by about ratio · rate: with one
+        rate for all, small ratios train slowly, and a search would compare how far trained they
+        are. A learned ratio grows by itself.
         """
         found = []
         for adapter, ratio, place in ((self.visual, self.alpha, 0), (self.text, self.beta, 1)):
@@ -108,7 +120,10 @@ class CLIPAdapterHead(Head):
         self.ratios = None
 
     def features(self, features: Tensor) -> Tensor:
-        """f* [N, D]: the blend. It grows with the length of f, as A(c f) = c A(f), so "before" changes its length alone."""
+        """f* [N, D]: the blend.
+
+        It grows with the length of f, as A(c f) = c A(f), so "before" changes its length alone.
+        """
         if self.visual is None:
             return features
         alpha = self.alphas(features) if isinstance(self.alpha, str) else self.alpha  # [N, 1] or a number
@@ -124,7 +139,7 @@ class CLIPAdapterHead(Head):
 
     def forward(self, features: Tensor) -> Tensor:
         f, w = self.features(features), self.adapted_weights()
-        if self.normalize == "before":  # f* is divided by the length of f only now, which keeps the bits of zero-shot
+        if self.normalize == "before":  # divided by the length of f only now: the bits of zero-shot
             return f @ w.T * (self.logit_scale / lengths(features))  # [N, C]
         return cosine_logits(f, w, self.logit_scale)
 
@@ -134,19 +149,23 @@ class CLIPAdapter(Method):
     """CLIP-Adapter with the paper's choices as defaults.
 
     branch: "visual" (the paper's default), "text" or "both".
-    alpha, beta: the residual ratio of the visual and the text branch. A number; "auto" learns it on the validation images
-        while the adapter learns on the support set, with a prior worth four images, in one fit (with none, on a shot of
-        each class that is held out, and then fits all shots at that ratio; from one shot and none, the prior's ratio:
-        `details` says which); "val" trains one adapter for each of
-        `grid` and keeps the one with the highest validation accuracy, then the lower validation cross-entropy, then the
-        smaller ratio (with both branches on "val": every pair of every third one of `grid`, at about the cost of one
+    alpha, beta: the residual ratio of the visual and the text branch. A number; "auto" learns it on
+        the validation images while the adapter learns on the support set, with a prior worth four
+        images, in one fit (with none, on a shot of each class that is held out, and then fits all
+        shots at that ratio; from one shot and none, the prior's ratio: `details` says which); "val"
+        trains one adapter for each of `grid` and keeps the one with the highest validation
+        accuracy, then the lower validation cross-entropy, then the smaller ratio (with both
+        branches on "val": every pair of every third one of `grid`, at about the cost of one
         search); "learned" is Q(f, W).
     reduction: the bottleneck has D / reduction units (paper: 4).
     final_relu: a second ReLU after W2, as in the official code and not in the paper.
-    normalize: "after" the blend (official code) or "before" the adapter and not after (LP++, cross-modal adaptation).
-    steps, rate, weight_decay: full-batch AdamW with a cosine schedule, in place of 200 epochs of minibatches; chosen on the
-        bundled banks' validation parts (README, "Recipes"). The rate is divided by the ratio: see `CLIPAdapterHead.groups`.
-    Raises ValueError for a setting that cannot be; `fit` raises BankError if "val" meets an episode without validation.
+    normalize: "after" the blend (official code) or "before" the adapter and not after (LP++,
+        cross-modal adaptation).
+    steps, rate, weight_decay: full-batch AdamW with a cosine schedule, in place of 200 epochs of
+        minibatches; chosen on the bundled banks' validation parts (README, "Recipes"). The rate is
+        divided by the ratio: see `CLIPAdapterHead.groups`.
+    Raises ValueError for a setting that cannot be; `fit` raises BankError if "val" meets an episode
+    without validation.
     """
     name = "clip-adapter"
     head_class = CLIPAdapterHead
@@ -195,23 +214,26 @@ class CLIPAdapter(Method):
             chosen, tied = best(scores)
             details = {"tied": tied, "scores": {str(pair): score for pair, score in scores.items()}}
         head = heads[chosen]
-        with torch.no_grad():  # the number itself, or the mean of the learned ones; None where there is no such branch
-            found = {"alpha": head.alphas(episode.support.view()).mean().item() if head.alpha == "learned" else head.alpha,
-                     "beta": head.betas().mean().item() if head.beta == "learned" else head.beta}
+        found = {"alpha": head.alpha, "beta": head.beta}  # None where there is no such branch
+        with torch.no_grad():
+            if head.alpha == "learned":
+                found["alpha"] = head.alphas(episode.support.view()).mean().item()
+            if head.beta == "learned":
+                found["beta"] = head.betas().mean().item()
         return head, {**found, "details": details, "steps": self.steps,
                       "parameters": sum(p.numel() for p in head.parameters())}
 
     def _fit_auto(self, episode, *ratios: float | str | None):
-        """The adapter from the support images and the ratios from held-out ones, in one fit; in two without validation."""
+        """The adapter from the support images, the ratios from held-out ones; see the class."""
         rest, held_out, source = held_out_of(episode)
         details, learned = {"ratio_from": source, "held_out": len(held_out)}, 0
         if len(held_out):
             head = self.new_head(replace(episode, support=rest), *ratios)
-            train(head.groups(self.rate), partial(decoupled, head, rest, held_out), steps=self.steps, rate=self.rate,
-                  weight_decay=self.weight_decay)
+            train(head.groups(self.rate), partial(decoupled, head, rest, held_out), steps=self.steps,
+                  rate=self.rate, weight_decay=self.weight_decay)
             head.settle()
             learned, ratios = ratios.count("auto"), (head.alpha, head.beta)
-        if len(rest) < len(episode.support) or not len(held_out):  # the adapter again, on all its images at these ratios
+        if len(rest) < len(episode.support) or not len(held_out):  # again, on all images at these ratios
             head = self.new_head(episode, *(PRIOR if ratio == "auto" else ratio for ratio in ratios))
             self.train_head(head, episode)
         return head, {"alpha": head.alpha, "beta": head.beta, "details": details, "steps": self.steps,
@@ -240,9 +262,11 @@ class CLIPAdapter(Method):
                                hidden=max(1, weights.shape[1] // self.reduction), alpha=alpha, beta=beta,
                                final_relu=self.final_relu, normalize=self.normalize)
 
-    def train_head(self, head: CLIPAdapterHead, episode, after_step: Callable[[int], None] | None = None) -> None:
+    def train_head(self, head: CLIPAdapterHead, episode,
+                   after_step: Callable[[int], None] | None = None) -> None:
         """Train an adapter on the support set, in place; after_step(step) as `training.train` calls it."""
         if head.alpha or head.beta:  # at α = β = 0 there is nothing to train
             support = episode.support
-            train(head.groups(self.rate), lambda step: cross_entropy(head(support.view(step)), support.labels),
-                  steps=self.steps, rate=self.rate, weight_decay=self.weight_decay, after_step=after_step)
+            loss = lambda step: cross_entropy(head(support.view(step)), support.labels)
+            train(head.groups(self.rate), loss, steps=self.steps, rate=self.rate,
+                  weight_decay=self.weight_decay, after_step=after_step)

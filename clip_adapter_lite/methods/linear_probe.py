@@ -20,15 +20,16 @@ class LinearHead(Head):
         self.width = len(weight)
 
     def forward(self, features: Tensor) -> Tensor:
-        return features @ self.weight + self.bias
+        return features @ self.weight + self.bias  # [N, D] @ [D, C] + [C]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinearProbe(Method):
     """scikit-learn's L-BFGS logistic regression on un-normalised features.
 
-    C: the inverse regularisation strength. "val" chooses it as CoOp does (its `lpclip`): the best of 1e6, 1e4 … 1e-6 by
-    validation accuracy, then `bisections` halvings of the interval from a tenth to ten times the best, in log space.
+    C: the inverse regularisation strength. "val" chooses it as CoOp does (its `lpclip`): the best
+    of 1e6, 1e4 … 1e-6 by validation accuracy, then `bisections` halvings of the interval from a
+    tenth to ten times the best, in log space.
     """
     name = "linear-probe"
     head_class = LinearHead

@@ -1,8 +1,9 @@
 """The residual ratios α and β as learned ones: one number for all, or α, β = Q(f, W) (paper, section 3.3).
 
-A ratio learned on the support set drifts upwards, for a memorised support set asks for more adapter. `SharedRatio` is
-therefore learned on held-out images, while the adapter learns on the support set (`decoupled`): the idea of HOSO
-(arXiv 2603.04341), with a prior that fades as there are more images to learn from.
+A ratio learned on the support set drifts upwards, for a memorised support set asks for more
+adapter. `SharedRatio` is therefore learned on held-out images, while the adapter learns on the
+support set (`decoupled`): the idea of HOSO (arXiv 2603.04341), with a prior that fades as there are
+more images to learn from.
 
 The architecture of Q is in no readable source, so `RatioNetwork` is our own design.
 """
@@ -41,7 +42,8 @@ class SharedRatio(nn.Module):
     def penalty(self, images: int) -> Tensor:
         """WORTH / images · Σ (logit ratio - logit PRIOR)²: what the prior adds to the loss of so many held-out images.
 
-        The logit of a branch that there is not has no other gradient, so it stays at the prior and adds nothing.
+        The logit of a branch that there is not has no other gradient, so it stays at the prior and
+        adds nothing.
         """
         return WORTH / images * (self.logits - logit(PRIOR)).square().sum()
 
@@ -57,16 +59,16 @@ def held_out_of(episode: Episode) -> tuple[Split, Split, str]:
     rows: dict[int, list[int]] = {}
     for row, label in enumerate(support.labels.tolist()):
         rows.setdefault(label, []).append(row)
-    held = [own[-1] for own in rows.values() if len(own) > 1]
-    rest = [row for row in range(len(support)) if row not in set(held)]
-    take = lambda chosen: support.take(torch.tensor(chosen, dtype=torch.long, device=support.labels.device))
-    return take(rest), take(held), "a shot of each class, held out" if held else "the prior"
+    held = torch.zeros(len(support), dtype=torch.bool)
+    held[[own[-1] for own in rows.values() if len(own) > 1]] = True
+    rest, held_out = (support.take(rows.nonzero().squeeze(1).to(support.labels.device)) for rows in (~held, held))
+    return rest, held_out, "a shot of each class, held out" if held.any() else "the prior"
 
 
 def decoupled(head: nn.Module, support: Split, held_out: Split, step: int) -> Tensor:
-    """The loss whose gradient moves the adapters by the support images and the ratios by the held-out ones (first order).
+    """The loss whose gradient moves the adapters by the support images and the ratios by the held-out ones.
 
-    Cross-entropies [C classes]; each half sees the other's parameters as constants.
+    First order: each of the two cross-entropies sees the other's parameters as constants.
     """
     still = {name: tensor.detach() for name, tensor in head.named_parameters()}
     ratios = {name: tensor for name, tensor in still.items() if name.startswith("ratios.")}
@@ -80,8 +82,9 @@ def decoupled(head: nn.Module, support: Split, held_out: Split, step: int) -> Te
 class RatioNetwork(nn.Module):
     """Q(f, W), our design: two layers on an image feature beside a class's, sigmoid outputs α and β.
 
-    α is asked per image with the mean of W in the class's place, β per class with the mean support feature in the image's
-    place, so that no prediction depends on the other images of its batch. Both start at exactly `start`.
+    α is asked per image with the mean of W in the class's place, β per class with the mean support
+    feature in the image's place, so that no prediction depends on the other images of its batch.
+    Both start at exactly `start`.
     """
 
     def __init__(self, width: int, hidden: int = 32, start: float = 0.2):

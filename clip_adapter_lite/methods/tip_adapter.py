@@ -5,10 +5,11 @@
 
 α = 0 is zero-shot CLIP; β says how fast a support image's say fades with distance. Tip-Adapter-F also trains the keys F.
 
-α is in logits, as in the official code, and not rescaled by the backbone's logit_scale 1/τ: a learned τ already brings
-cos(f, W) / τ to log-odds, however wide the cosines spread. What does differ between backbones and datasets is the spread of
-f Fᵀ, so the official code sets the range of α and β by hand for each dataset (up to 3 and 7 for ImageNet, 30 and 30 for
-aircraft). Here one grid in about equal ratios spans them all, with 99 pairs instead of 4000, and holds α = 0.
+α is in logits, as in the official code, and not rescaled by the backbone's logit_scale 1/τ: a
+learned τ already brings cos(f, W) / τ to log-odds, however wide the cosines spread. What does
+differ between backbones and datasets is the spread of f Fᵀ, so the official code sets the range of
+α and β by hand for each dataset (up to 3 and 7 for ImageNet, 30 and 30 for aircraft). Here one grid
+in about equal ratios spans them all, with 99 pairs instead of 4000, and holds α = 0.
 """
 import math
 from dataclasses import dataclass
@@ -43,11 +44,11 @@ class TipHead(Head):
 
     def cosines(self, features: Tensor) -> Tensor:
         """f Fᵀ: [N, K·C] of features [N, D]."""
-        return normalize(features, dim=-1) @ self.keys.T
+        return normalize(features, dim=-1) @ self.keys.T  # [N, D] @ [D, K·C]
 
     def votes(self, cosines: Tensor, beta: float) -> Tensor:
         """φ L: [N, C] of f Fᵀ [N, K·C]; adding columns by label is the product with L without its zeros."""
-        phi = torch.exp(-beta * (1 - cosines))
+        phi = torch.exp(-beta * (1 - cosines))  # [N, K·C]
         return phi.new_zeros(len(phi), len(self.weights)).index_add(1, self.labels, phi)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -76,18 +77,22 @@ def validation_scores(head: TipHead, val: Split, alphas, betas) -> dict[tuple[fl
 class TipAdapter(Method):
     """Tip-Adapter, or with `finetune` Tip-Adapter-F.
 
-    finetune: train the keys by cross-entropy on the support set, then search. As in the official code an image's own key
-        takes part.
-    start: (α, β) while the keys are trained, for those on "val" (official code: 1.17, 1 for ImageNet, 2, 1 for DTD).
-    alpha, beta: the cache's weight, in logits, and its sharpness. A number from 0; "val" takes from `alpha_grid` and
-        `beta_grid` the pair with the highest validation accuracy, then the lower validation cross-entropy, then the
-        smaller α, then the smaller β; details["tied"] is how many pairs reach that accuracy (α = 0 once for each β).
-    steps, rate, weight_decay: full-batch AdamW with a cosine schedule, in place of 20 epochs of minibatches of 256; chosen
-        on the bundled banks' validation parts (README, "Recipes"). Training holds all (K·C)² affinities: with 1000 classes
-        and 16 shots 1 GB, and about 2 GB at the peak.
-    With V views of an image, its key is the mean of its normalised views, normalised again (the official code takes the
-    mean of the un-normalised views); training takes a fresh view each step.
-    Raises ValueError for a setting that cannot be; `fit` raises BankError if "val" meets an episode without validation.
+    finetune: train the keys by cross-entropy on the support set, then search. As in the official
+        code an image's own key takes part.
+    start: (α, β) while the keys are trained, for those on "val" (official code: 1.17, 1 for
+        ImageNet, 2, 1 for DTD).
+    alpha, beta: the cache's weight, in logits, and its sharpness. A number from 0; "val" takes from
+        `alpha_grid` and `beta_grid` the pair with the highest validation accuracy, then the lower
+        validation cross-entropy, then the smaller α, then the smaller β; details["tied"] is how
+        many pairs reach that accuracy (α = 0 once for each β).
+    steps, rate, weight_decay: full-batch AdamW with a cosine schedule, in place of 20 epochs of
+        minibatches of 256; chosen on the bundled banks' validation parts (README, "Recipes").
+        Training holds all (K·C)² affinities: with 1000 classes and 16 shots 1 GB, and about 2 GB at
+        the peak.
+    With V views of an image, its key is the mean of its normalised views, normalised again (the
+    official code takes the mean of the un-normalised views); training takes a fresh view each step.
+    Raises ValueError for a setting that cannot be; `fit` raises BankError if "val" meets an episode
+    without validation.
     """
     name = "tip-adapter"
     head_class = TipHead

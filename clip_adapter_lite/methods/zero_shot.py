@@ -18,16 +18,16 @@ class ZeroShotHead(Head):
         self.width = weights.shape[1]
 
     def forward(self, features: Tensor) -> Tensor:
-        return cosine_logits(features, self.weights, self.logit_scale)
+        return cosine_logits(features, self.weights, self.logit_scale)  # [N, D], [C, D] → [N, C]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroShot(Method):
     """Classify by text features alone; the support set is not used.
 
-    templates: prompts with {} for the class name, averaged into one classifier (a prompt ensemble); they are encoded by the
-    episode's backbone. None uses the bank's own text features. normalize_each: average unit-length features, as CLIP's own
-    ensembles do, or the raw ones.
+    templates: prompts with {} for the class name, averaged into one classifier (a prompt ensemble);
+    they are encoded by the episode's backbone. None uses the bank's own text features.
+    normalize_each: average unit-length features, as CLIP's own ensembles do, or the raw ones.
     """
     name = "zero-shot"
     head_class = ZeroShotHead
