@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 
 import pandas
 import pytest
@@ -62,6 +63,41 @@ def test_any_method_can_be_swept(banks):
     table = cal.sweep(banks[:1], cal.LinearProbe(), {"C": [0.1, 10.0]}, [2], [1], jobs=1)
     episode = banks[0].episode(2, 1)
     assert list(table.accuracy) == [cal.LinearProbe(C=c).fit(episode).accuracy(episode.test) for c in (0.1, 10.0)]
+
+
+@dataclass(frozen=True)
+class Told:
+    """A run that tells what it was given instead of fitting."""
+    bank: str = "bank"
+    method: cal.Method = cal.ZeroShot()
+
+    def __call__(self):
+        import ray
+        return ray.get_runtime_context().get_accelerator_ids()["GPU"], ray.get_runtime_context().get_assigned_resources()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_runs_on_ray_share_the_gpus_that_a_cluster_has(gpus):
+    ray = pytest.importorskip("ray", reason="the extra [ray] is not installed")
+    ray.init(num_cpus=2, num_gpus=gpus, include_dashboard=False, log_to_driver=False, logging_level="error")
+    here = sys.modules[__name__]
+    ray.cloudpickle.register_pickle_by_value(here)  # workers do not find the tests
+    try:
+        told = list(engines.finished([Told(), Told()], engine="ray"))
+    finally:
+        ray.cloudpickle.unregister_pickle_by_value(here)
+        ray.shutdown()
+    for ids, resources in told:
+        assert ids == ["0"] * gpus and resources.get("GPU", 0) == gpus * engines.GPU_SHARE
+
+
+@pytest.mark.parametrize("device, jobs, wanted", [("cuda", -1, 1), ("cuda:1", 4, 4), ("cpu", -1, -1)])
+def test_one_process_is_enough_for_a_gpu(device, jobs, wanted, monkeypatch):
+    asked = []
+    monkeypatch.setattr(engines, "_on_joblib", lambda runs, jobs: asked.append(jobs))
+    engines.finished([Told(method=cal.ZeroShot(device=device))], jobs=jobs)
+    assert asked == [wanted]
 
 
 @pytest.mark.slow

@@ -7,7 +7,10 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from ..devices import best_device
+
 ENGINES = ("joblib", "ray")
+GPU_SHARE = 0.125  # of a GPU for a run on a cluster that has some: a fit leaves most of a card idle
 
 
 def check_engine(engine: str, jobs: int, address: str | None) -> None:
@@ -29,9 +32,13 @@ def check_engine(engine: str, jobs: int, address: str | None) -> None:
 def finished(runs: Sequence, *, jobs: int = 1, engine: str = "joblib", address: str | None = None) -> Iterator:
     """What `run()` returns for every run, in the order of finishing. One thread a run: many small ones wait for none.
 
-    jobs: processes, -1 for one a core (of the cluster, if there is an address).
+    jobs: processes, -1 for one a core (of the cluster, if there is an address), or for one in all where a run computes on
+    this machine's GPU: each process would pay for CUDA's start again, and they would wait for the one card.
     """
-    return _on_ray(runs, jobs, address) if engine == "ray" else _on_joblib(runs, jobs)
+    if engine == "ray":
+        return _on_ray(runs, jobs, address)
+    on_gpu = any(best_device(run.method.device).type == "cuda" for run in runs)
+    return _on_joblib(runs, 1 if on_gpu and jobs == -1 else jobs)
 
 
 def _on_joblib(runs: Sequence, jobs: int) -> Iterator:
@@ -52,8 +59,10 @@ def _on_ray(runs: Sequence, jobs: int, address: str | None) -> Iterator:
                  log_to_driver=False, logging_level="error")
     try:
         banks = {id(run.bank): ray.put(run.bank) for run in {id(run.bank): run for run in runs}.values()}
-        task = ray.remote(lambda run, bank: replace(run, bank=bank)())
-        room = 2 * (jobs if jobs > 0 else max(1, int(ray.cluster_resources().get("CPU", 1))))
+        there = ray.cluster_resources()
+        gpus = there.get("GPU", 0)  # Ray hides them from tasks that ask for none
+        task = ray.remote(num_gpus=GPU_SHARE if gpus else 0)(lambda run, bank: replace(run, bank=bank)())
+        room = 2 * (jobs if jobs > 0 else max(1, int(gpus / GPU_SHARE or there.get("CPU", 1))))
         waiting, under_way = iter(runs), []
         while True:
             for run in waiting:
