@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 BUNDLED = Path(__file__).parent / "bundled"
@@ -32,10 +33,17 @@ def whole(path: str | Path) -> Iterator[Path]:
 
 
 def write_tensors(tensors: dict[str, Tensor], path: str | Path, metadata: dict[str, str] | None = None) -> Path:
-    """Write a safetensors file, whole or not at all; returns its path."""
+    """Write a safetensors file, whole or not at all; returns its path. Tensors may share memory; each is written whole."""
     from safetensors.torch import save_file
+    own: dict[str, Tensor] = {}
+    places = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        place = tensor.untyped_storage().data_ptr()
+        own[name] = tensor.clone() if place in places else tensor  # safetensors refuses two names for one memory
+        places.add(place)
     with whole(path) as partial:
-        save_file(tensors, partial, metadata=metadata)
+        save_file(own, partial, metadata=metadata)
         partial.chmod(0o644)  # safetensors leaves 0600, which nobody else could read in a shared folder
     return Path(path)
 
@@ -45,7 +53,8 @@ def tensor_hash(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
+        numbers = tensor.detach().cpu().contiguous().flatten()
+        digest.update(numbers.view(torch.uint8).numpy().tobytes())  # as bytes, since numpy has no bfloat16
     return digest.hexdigest()
 
 

@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -365,6 +366,26 @@ def test_what_is_saved_is_what_is_loaded(views, toy_bank, path):
     assert again.tensors().keys() == bank.tensors().keys()
     for name, tensor in bank.tensors().items():
         assert again.tensors()[name].dtype == tensor.dtype and torch.equal(again.tensors()[name], tensor), name
+
+
+def test_one_split_in_two_roles_is_saved_in_both(toy_bank, path):
+    bank = toy_bank()
+    shared = replace(bank, splits=bank.splits | {"val": bank.splits["test"]})  # as Tip-Adapter's code does for ImageNet
+    back = FeatureBank.load(shared.save(path))
+    assert torch.equal(back.splits["val"].features, bank.splits["test"].features)
+    assert torch.equal(back.splits["test"].features, bank.splits["test"].features)
+
+
+def test_splits_cut_from_one_tensor_are_saved_each_as_it_is(toy_bank, path):
+    everything, labels = torch.randn(20, 16).half(), torch.arange(20) % 5
+    cuts = {"train": slice(0, 15), "val": slice(10, 20), "test": slice(5, None)}
+    bank = toy_bank(splits={name: Split(everything[cut], labels[cut]) for name, cut in cuts.items()},
+                    text_features=everything[:5])
+    back = FeatureBank.load(bank.save(path))
+    assert torch.equal(back.text_features, everything[:5])
+    for name, cut in cuts.items():
+        assert torch.equal(back.splits[name].features, everything[cut])
+        assert torch.equal(back.splits[name].labels, labels[cut])
 
 
 def test_a_path_may_be_a_string_without_the_usual_suffix(toy_bank, tmp_path):

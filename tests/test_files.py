@@ -3,8 +3,10 @@ import hashlib
 from importlib.metadata import PackageNotFoundError
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from clip_adapter_lite.files import file_hash, versions, whole
+from clip_adapter_lite.files import file_hash, tensor_hash, versions, whole, write_tensors
 
 
 def test_a_file_takes_its_place_once_it_is_whole(tmp_path):
@@ -27,6 +29,29 @@ def test_a_failure_leaves_the_older_file_and_nothing_else(tmp_path):
 def test_the_hash_of_a_file_is_that_of_its_bytes(tmp_path):
     (tmp_path / "x").write_bytes(bytes(range(256)) * 9000)
     assert file_hash(tmp_path / "x") == hashlib.sha256(bytes(range(256)) * 9000).hexdigest()
+
+
+NUMBERS = torch.arange(12.).reshape(3, 4)
+SHARING = {"the same twice": (NUMBERS, NUMBERS), "one a part of the other": (NUMBERS, NUMBERS[1:]),
+           "parts that overlap": (NUMBERS[:2], NUMBERS[1:]), "one turned over": (NUMBERS, NUMBERS.T),
+           "in two shapes": (NUMBERS, NUMBERS.flatten()), "one row repeated": (NUMBERS[0].expand(5, 4), NUMBERS[0]),
+           "one with a graph": (NUMBERS, NUMBERS.clone().requires_grad_() * 2), "both empty": (NUMBERS[:0], NUMBERS[:0]),
+           "in another dtype": (NUMBERS.bfloat16(), NUMBERS.bfloat16()[1:])}
+
+
+@pytest.mark.parametrize("first, second", SHARING.values(), ids=SHARING)
+def test_tensors_that_share_memory_are_written_as_if_they_did_not(first, second, tmp_path):
+    back = load_file(write_tensors({"a": first, "b": second}, tmp_path / "t.safetensors"))
+    assert torch.equal(back["a"], first) and torch.equal(back["b"], second) and back["b"].dtype == second.dtype
+    alone = {"a": first.detach().clone(memory_format=torch.contiguous_format),
+             "b": second.detach().clone(memory_format=torch.contiguous_format)}
+    assert (tmp_path / "t.safetensors").read_bytes() == write_tensors(alone, tmp_path / "u.safetensors").read_bytes()
+    assert tensor_hash({"a": first, "b": second}) == tensor_hash(back)
+
+
+def test_the_hash_of_tensors_is_that_of_names_types_shapes_and_bytes():
+    wanted = hashlib.sha256(b"x torch.float32 [3, 4]\n" + NUMBERS.numpy().tobytes()).hexdigest()
+    assert tensor_hash({"x": NUMBERS}) == wanted != tensor_hash({"x": NUMBERS.T.contiguous()})
 
 
 def test_a_package_that_lies_on_the_path_without_being_installed_loses_no_build(monkeypatch):
