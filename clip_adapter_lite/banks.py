@@ -6,7 +6,7 @@ is judged on (test). Features are stored un-normalised in half precision; normal
 """
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,10 +19,11 @@ from . import datasets
 from .backbones import Backbone, load_backbone
 from .building import build
 from .datasets import ImageDataset
-from .episodes import Episode
+from .episodes import TEXT, Episode, check_text
 from .errors import BankError
 from .files import BUNDLED, cache_folder, tensor_hash, write_tensors
 from .splits import SPLITS, Split, drawn
+from .values import as_json, as_scale, as_tensor, whole_number
 
 NAMED = ("dataset", "backbone", "classnames", "templates", "logit_scale", "hash")  # what a file says beside `meta`
 
@@ -31,7 +32,8 @@ NAMED = ("dataset", "backbone", "classnames", "templates", "logit_scale", "hash"
 class FeatureBank:
     """Image and text features of one dataset under one backbone, and where they came from.
 
-    text_features [C, D]; splits maps "train", "val" and "test" to `Split`s; tensors are kept in half precision.
+    text_features [C, D]; splits maps "train", "val" and "test" to `Split`s; tensors are kept in half precision, without a
+    graph.
     meta: what else is known (protocol, source, licence, preprocessing, weights, versions …), JSON-serialisable.
     Raises BankError on shapes, labels or values that cannot be right.
     """
@@ -45,18 +47,22 @@ class FeatureBank:
     meta: dict = field(default_factory=dict)
 
     def __post_init__(self):
-        text = torch.as_tensor(self.text_features)
-        if text.ndim != 2 or len(text) != len(self.classnames):
-            raise BankError(f"{self.dataset}: text features must be [C, D] with C = {len(self.classnames)} class "
-                            f"names; got {list(text.shape)}.")
-        if not torch.isfinite(text.half()).all():
-            raise BankError(f"{self.dataset}: text features hold NaN or infinity in half precision; encode the class names "
-                            "again.")
+        object.__setattr__(self, "templates", (self.templates,) if isinstance(self.templates, str) else self.templates)
+        for name in ("classnames", "templates"):
+            given = getattr(self, name)
+            if isinstance(given, str) or not all(isinstance(text, str) for text in given):
+                raise BankError(f"{self.dataset}: {name} must be a list of texts; got {type(given).__name__}, so give "
+                                "each as a text of its own.")
+            object.__setattr__(self, name, tuple(map(str, given)))
+        text = as_tensor(self.text_features, f"{self.dataset}: text features must be numbers of shape [C, D]", TEXT)
+        for precision in (text, text.half()):
+            check_text(precision, len(self.classnames), self.dataset)
+        if not isinstance(self.splits, Mapping) or not all(isinstance(split, Split) for split in self.splits.values()):
+            raise BankError(f"{self.dataset}: splits must be a dictionary of `Split`s; give Split(features, labels) for "
+                            f"{', '.join(SPLITS)}.")
         if set(self.splits) != set(SPLITS):
             raise BankError(f"{self.dataset}: splits must be exactly {', '.join(SPLITS)} (an empty one has shape "
                             f"[0, D]); got {', '.join(sorted(self.splits))}.")
-        if not 0 < self.logit_scale < float("inf"):
-            raise BankError(f"{self.dataset}: logit_scale must be positive (CLIP's is 100); got {self.logit_scale}.")
         if taken := set(NAMED) & set(self.meta):
             raise BankError(f"{self.dataset}: meta must not hold {', '.join(sorted(taken))}, which the bank records itself; "
                             "use another key.")
@@ -64,9 +70,7 @@ class FeatureBank:
             split.check(f"{self.dataset}, {name}", text.shape[1], len(self.classnames))
         object.__setattr__(self, "text_features", text.half())
         object.__setattr__(self, "splits", {name: self.splits[name].to(torch.float16) for name in SPLITS})
-        object.__setattr__(self, "classnames", tuple(self.classnames))
-        object.__setattr__(self, "templates", tuple(self.templates))
-        object.__setattr__(self, "logit_scale", float(self.logit_scale))
+        object.__setattr__(self, "logit_scale", as_scale(self.logit_scale, self.dataset))
         for name in SPLITS:  # half precision overflows at 65 504
             self.splits[name].check(f"{self.dataset}, {name} in half precision", text.shape[1], len(self.classnames))
 
@@ -102,6 +106,7 @@ class FeatureBank:
         The draw depends on (seed, class, index) alone, and the images of fewer shots are among those of more.
         allow_fewer: take what exists of a class that has too few, instead of raising BankError.
         """
+        shots, seed = whole_number(shots, "shots"), whole_number(seed, "seed")
         if shots < 1 or not allow_fewer:
             self.check_shots(shots)
         wanted = min(shots, 4)
@@ -136,7 +141,7 @@ class FeatureBank:
         """Write the bank as safetensors with its description as sorted JSON; the same bank gives the same bytes."""
         description = {"dataset": self.dataset, "backbone": self.backbone, "classnames": self.classnames,
                        "templates": self.templates, "logit_scale": self.logit_scale, "hash": self.hash, **self.meta}
-        return write_tensors(self.tensors(), path, {"bank": json.dumps(description, sort_keys=True)})
+        return write_tensors(self.tensors(), path, {"bank": json.dumps(description, sort_keys=True, default=as_json)})
 
     @classmethod
     def load(cls, name: str | Path, backbone: str = "pocket", *, build: bool = False, **options) -> "FeatureBank":

@@ -7,30 +7,31 @@ import torch
 from torch import Tensor
 
 from .errors import BankError
+from .values import as_labels, as_tensor
 
 SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Image features and their labels.
+    """Image features and their labels, as tensors, arrays, lists or columns of a table; kept as tensors without a graph.
 
     features: [N, D] float, un-normalised; or [V, N, D] with V augmented views of each image.
     labels: [N] integers, the index of each image's class.
+    Raises BankError for other shapes, and for labels that are words, truth values or floating point.
     """
     features: Tensor
     labels: Tensor
 
     def __post_init__(self):
-        features, labels = torch.as_tensor(self.features), torch.as_tensor(self.labels)
-        if features.ndim not in (2, 3) or not features.is_floating_point():
-            raise BankError(f"A split's features must be floating point of shape [N, D] or [V, N, D]; "
-                            f"got {features.dtype} of shape {list(features.shape)}.")
-        if labels.ndim != 1 or labels.is_floating_point() or len(labels) != features.shape[-2]:
-            raise BankError(f"A split's labels must be {features.shape[-2]} integers, one for each image; "
-                            f"got {labels.dtype} of shape {list(labels.shape)}.")
+        must = "A split's features must be floating point of shape [N, D] or [V, N, D]"
+        do = "give what the image encoder gave, a row for each image"
+        features = as_tensor(self.features, must, do)
+        sizes = *features.shape[:-2], *features.shape[-1:]  # V, where there are views, and D
+        if features.ndim not in (2, 3) or not features.is_floating_point() or 0 in sizes:
+            raise BankError(f"{must}; got {features.dtype} of shape {list(features.shape)}; {do}.")
         object.__setattr__(self, "features", features)
-        object.__setattr__(self, "labels", labels.long())
+        object.__setattr__(self, "labels", as_labels(self.labels, features.shape[-2], "A split's labels"))
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -15,7 +15,7 @@ def cosine(done: float) -> float:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Inside, gradients flow and all randomness comes from `seed`; after it the caller's generators are as they were."""
-    with torch.random.fork_rng(), torch.enable_grad():
+    with torch.random.fork_rng(), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(seed)
         yield
 

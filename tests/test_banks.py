@@ -8,6 +8,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy
+import pandas
 import pytest
 import safetensors.torch
 import torch
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 import clip_adapter_lite as cal
-from clip_adapter_lite import FeatureBank, Split, pocket
+from clip_adapter_lite import Episode, FeatureBank, Split, pocket
 from clip_adapter_lite.files import BUNDLED
 from clip_adapter_lite.splits import SPLITS, rank
 
@@ -63,6 +65,78 @@ def test_a_split_of_the_wrong_shape_or_type_is_refused(features, labels, fragmen
 def test_labels_of_any_integer_type_become_int64(dtype):
     split = Split(torch.ones(3, 2), torch.tensor([2, 0, 1], dtype=dtype))
     assert split.labels.dtype == torch.int64 and split.labels.tolist() == [2, 0, 1] and len(split) == 3
+
+
+WHOLE = [2, 0, 1, 1]
+AS_LABELS = {"list": WHOLE, "tuple": tuple(WHOLE), "array": numpy.array(WHOLE), "unsigned": numpy.array(WHOLE, "uint16"),
+             "from another machine": numpy.array(WHOLE, ">i4"), "backwards": numpy.array(WHOLE[::-1])[::-1],
+             "objects": numpy.array(WHOLE, object), "column": pandas.Series(WHOLE),
+             "filtered column": pandas.Series([2, 9, 0, 1, 9, 1])[lambda column: column < 9],
+             "nullable column": pandas.Series(WHOLE, dtype="Int64"),
+             "strided": torch.tensor(WHOLE * 2).reshape(2, 4).T[:, 0],
+             "list of tensors": [torch.tensor(label) for label in WHOLE]}
+
+
+@pytest.mark.parametrize("labels", AS_LABELS.values(), ids=AS_LABELS)
+def test_labels_are_whole_numbers_in_whatever_holds_them(labels):
+    split = Split(torch.ones(4, 2), labels)
+    assert split.labels.tolist() == WHOLE and split.labels.dtype == torch.int64
+
+
+WORDS = ["cat", "dog", "cat", "cow"]
+NO_LABELS = {"words": WORDS, "array of words": numpy.array(WORDS), "column of words": pandas.Series(WORDS),
+             "categories": pandas.Series(WORDS).astype("category"), "words and gaps": ["cat", None, "cat", "cow"],
+             "digits": ["0", "1", "0", "1"], "gaps": pandas.Series([1, None, 0, 2]), "truth": numpy.array([True, False] * 2),
+             "true tensor": torch.tensor([True, False] * 2), "whole floats": [0.0, 1.0, 2.0, 0.0], "one": 3, "nothing": None,
+             "a dictionary": {"cat": 0}, "pairs": [[0, 1], [1, 0], [0, 1], [1, 0]], "unequal rows": [[0], [1, 2], [0], [1]],
+             "complex": numpy.ones(4, complex), "dates": numpy.array(["2020-01-01"] * 4, "M8[D]")}
+
+
+@pytest.mark.parametrize("labels", NO_LABELS.values(), ids=NO_LABELS)
+def test_labels_of_any_other_kind_are_told_to_be_integers(labels, expect_refused):
+    with expect_refused("A split's labels must be 4 integers, one for each image; got "):
+        Split(torch.ones(4, 2), labels)
+    with expect_refused("; give each the place of its class among the class names, as classnames.index(name) has it."):
+        Split(torch.ones(4, 2), labels)
+
+
+def test_words_are_called_words(expect_refused):
+    with expect_refused("one for each image; got words; give"):
+        Split(torch.ones(4, 2), WORDS)
+
+
+ROWS = [[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]
+FEATURES = {"list": ROWS, "array": numpy.array(ROWS), "half": numpy.array(ROWS, "float16"),
+            "from another machine": numpy.array(ROWS, ">f4"), "backwards": numpy.array(ROWS[::-1])[::-1],
+            "table": pandas.DataFrame(ROWS, index=[7, 3]), "list of rows": list(torch.tensor(ROWS)),
+            "turned over": torch.tensor(ROWS).T.contiguous().T, "sparse": torch.tensor(ROWS).to_sparse(),
+            "with a graph": torch.tensor(ROWS, requires_grad=True) * 1,
+            "rows with graphs": list(torch.tensor(ROWS, requires_grad=True) * 1),
+            "parameter": torch.nn.Parameter(torch.tensor(ROWS))}
+
+
+@pytest.mark.parametrize("features", FEATURES.values(), ids=FEATURES)
+def test_features_are_a_plain_tensor_whatever_holds_them(features):
+    split = Split(features, [0, 1])
+    assert split.features.tolist() == ROWS and not split.features.requires_grad and type(split.features) is torch.Tensor
+
+
+def test_what_is_read_only_is_taken_without_a_warning(recwarn):
+    rows = numpy.array(ROWS)
+    rows.flags.writeable = False
+    assert Split(rows, [0, 1]).features.tolist() == ROWS and not recwarn.list
+
+
+@pytest.mark.parametrize("features", [None, "features.npy", [["a"], ["b"]], [[1.0], [1.0, 2.0]], numpy.ones((2, 3), int),
+                                      torch.ones(2, 3, dtype=torch.complex64), torch.ones(2, 0), torch.ones(0, 2, 3),
+                                      [torch.ones(2), torch.ones(3)], object()])
+def test_features_that_are_no_rows_of_numbers_are_refused(features, expect_refused):
+    with expect_refused("A split's features must be floating point of shape [N, D] or [V, N, D]; got "):
+        Split(features, [0, 1])
+
+
+def test_an_empty_split_may_be_made_of_empty_lists():
+    assert len(Split(torch.ones(0, 4), [])) == 0
 
 
 def test_a_split_without_views_is_its_own_only_view():
@@ -272,6 +346,16 @@ WRONG = {
     "a class name too few": (lambda: {"classnames": ("a", "b", "c", "d")}, "C = 4 class names; got [5, 16]"),
     "text of one dimension": (lambda: {"text_features": torch.ones(5)}, "text features must be [C, D]"),
     "a NaN in the text": (lambda: {"text_features": torch.full((5, 16), float("nan"))}, "text features hold NaN"),
+    "a class without direction": (lambda: {"text_features": torch.eye(5, 16) - torch.eye(1, 16)}, "or a row of zeros"),
+    "no class": (lambda: {"text_features": torch.ones(0, 16), "classnames": ()}, "text features must be [C, D]"),
+    "text in words": (lambda: {"text_features": ["a cat"] * 5}, "text features must be numbers of shape [C, D]; got words"),
+    "whole numbers": (lambda: {"text_features": torch.ones(5, 16).int()}, "got [5, 16] of torch.int32"),
+    "one name": (lambda: {"classnames": "abcde"}, "classnames must be a list of texts; got str"),
+    "numbers for names": (lambda: {"classnames": range(5)}, "classnames must be a list of texts; got range"),
+    "pairs": (lambda: {"splits": {name: (torch.ones(1, 16), [0]) for name in SPLITS}}, "dictionary of `Split`s"),
+    "a list of splits": (lambda: {"splits": list(changed().values())}, "dictionary of `Split`s"),
+    "a scale in words": (lambda: {"logit_scale": "100"}, "(CLIP's is 100); got words"),
+    "two scales": (lambda: {"logit_scale": torch.ones(2)}, "(CLIP's is 100); got (1.0, 1.0)"),
     "text too large": (lambda: {"text_features": torch.full((5, 16), 65_520.)}, "infinity in half precision"),
     "no validation split": (lambda: {"splits": {k: v for k, v in changed().items() if k != "val"}},
                             "exactly train, val, test (an empty one has shape [0, D]); got test, train"),
@@ -288,6 +372,67 @@ WRONG = {
 def test_a_bank_that_cannot_be_right_is_refused(fields, fragment, expect_refused):
     with expect_refused(fragment):
         make_bank(**fields())
+
+
+def test_a_bank_is_frozen_whatever_graph_its_features_came_with(path):
+    tower, plain = torch.nn.Linear(16, 16), make_bank()
+    encoded = {name: tower(split.features.float()) for name, split in plain.splits.items()}
+    text = tower(plain.text_features.float())
+    scale = torch.nn.Parameter(torch.tensor(3.0)).exp()
+    bank = make_bank(splits={name: Split(encoded[name], plain.splits[name].labels) for name in SPLITS}, text_features=text,
+                     logit_scale=scale)
+    back = FeatureBank.load(bank.save(path))
+    assert torch.equal(back.text_features, text.detach().half()) and back.logit_scale == scale.item()
+    for name in SPLITS:
+        assert torch.equal(back.splits[name].features, encoded[name].detach().half())
+    by_hand = Episode(support=Split(encoded["train"], plain.splits["train"].labels), val=bank.splits["val"],
+                      test=bank.splits["test"], text_features=text, classnames=bank.classnames, logit_scale=scale)
+    for episode in (bank.episode(2), by_hand):
+        method = cal.CLIPAdapter(branch="both", alpha=0.3, beta=0.3, steps=3, device="cpu")
+        logits = method.fit(episode).logits(encoded["test"])
+        assert torch.equal(logits, method.fit(episode).logits(encoded["test"].detach())) and not logits.requires_grad
+    assert tower.weight.grad is None
+
+
+def test_features_of_inference_mode_can_be_learned_from_and_learned_in():
+    plain = make_bank()
+    method = cal.CLIPAdapter(alpha=0.3, steps=3, device="cpu")
+    wanted = method.fit(plain.episode(2)).logits(plain.splits["test"].features)
+    with torch.inference_mode():
+        bank = make_bank()
+        inside = method.fit(bank.episode(2)).logits(bank.splits["test"].features)
+        by_hand = replace(bank.episode(2), text_features=bank.text_features.float())
+    assert torch.equal(inside, wanted)
+    for episode in (bank.episode(2), by_hand):
+        assert torch.equal(method.fit(episode).logits(plain.splits["test"].features), wanted)
+
+
+def test_one_template_is_a_list_of_one(toy_bank):
+    assert toy_bank(templates="a photo of a {}.").templates == ("a photo of a {}.",)
+
+
+def test_numbers_of_numpy_and_torch_are_written_as_numbers(toy_bank, path):
+    meta = {"views": numpy.int64(3), "mean": numpy.array([0.5, 0.25], "float32"), "size": torch.tensor(224),
+            "source": Path("a/b"), "device": torch.device("cpu")}
+    back = FeatureBank.load(toy_bank(meta=meta, classnames=numpy.array(list("abcde")),
+                                     logit_scale=numpy.float32(12.5)).save(path))
+    assert back.meta == {"views": 3, "mean": [0.5, 0.25], "size": 224, "source": str(Path("a/b")), "device": "cpu"}
+    assert (back.classnames, back.logit_scale) == (tuple("abcde"), 12.5)
+
+
+@pytest.mark.parametrize("whole", [numpy.int64(2), numpy.uint8(2), torch.tensor(2), numpy.array(2)], ids=repr)
+def test_shots_and_seed_may_be_numbers_of_numpy(whole, toy_bank):
+    episode, usual = toy_bank().episode(whole, whole), toy_bank().episode(2, 2)
+    assert torch.equal(episode.support.features, usual.support.features)
+    assert (type(episode.shots), type(episode.seed), episode.shots, episode.seed) == (int, int, 2, 2)
+
+
+@pytest.mark.parametrize("wrong", [2.0, "2", None, True, [2], numpy.float64(2), torch.tensor([1.0, 2.0])], ids=repr)
+def test_shots_and_seed_of_any_other_kind_are_refused(wrong, toy_bank, expect_refused):
+    with expect_refused("shots must be a whole number; got "):
+        toy_bank().episode(wrong)
+    with expect_refused("seed must be a whole number; got "):
+        toy_bank().episode(1, wrong)
 
 
 def test_the_largest_half_precision_value_is_kept():

@@ -1,0 +1,83 @@
+"""What people hand over (tensors, arrays, lists, columns of tables, numbers of numpy) as what is computed with here."""
+from operator import index
+from pathlib import PurePath
+
+import torch
+from torch import Tensor
+
+from .errors import BankError
+
+
+def as_tensor(values, must: str, do: str) -> Tensor:
+    """Numbers as a tensor without a graph: a tensor where it is, anything else (an array, a list, a column) on the CPU.
+
+    Nothing is copied that torch can hold. Raises BankError, "`must`; got …; `do`.", for what holds no numbers.
+    """
+    if not isinstance(values, Tensor):
+        import numpy
+        got = f"a {type(values).__name__} that is no array of numbers"
+        try:
+            if isinstance(values, (list, tuple)) and values and all(isinstance(value, Tensor) for value in values):
+                values = torch.stack(values)
+            else:
+                array = numpy.asarray(values)
+                if array.dtype == object:  # a column of whole numbers may be one of objects
+                    array = numpy.asarray(array.tolist())
+                got = "words" if array.dtype.kind in "UST" else got
+                # torch takes no other byte order and no negative stride, and warns of what is read-only
+                values = torch.from_numpy(numpy.require(array, array.dtype.newbyteorder("="), "CW"))
+        except Exception as error:  # numpy, torch and tables have their own
+            raise BankError(f"{must}; got {got}; {do}.") from error
+    values = values.detach().to_dense()
+    if values.is_inference():  # torch refuses these in training
+        with torch.inference_mode(False):
+            values = values.clone()
+    return values
+
+
+def as_labels(values, count: int, what: str) -> Tensor:
+    """Labels as integers [count]. Raises BankError for words, truth values, floating point and other shapes."""
+    must = f"{what} must be {count} integers, one for each image"
+    do = "give each the place of its class among the class names, as classnames.index(name) has it"
+    labels = as_tensor(values, must, do)
+    whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    if labels.shape != (count,) or not whole and count:  # an empty list is one of floating point
+        raise BankError(f"{must}; got {labels.dtype} of shape {list(labels.shape)}; {do}.")
+    return labels.long()
+
+
+def whole_number(value, what: str) -> int:
+    """A whole number of Python, numpy or torch as Python's own. Raises BankError for anything else, a truth value too."""
+    try:
+        return index(None if isinstance(value, bool) else value)
+    except TypeError:
+        raise BankError(f"{what} must be a whole number; got {shown(value)}.") from None
+
+
+def as_scale(value, dataset: str) -> float:
+    """A logit_scale, a number over 0 or a tensor as a model has it, as a number of Python's. Raises BankError for others."""
+    must = f"{dataset}: logit_scale must be positive (CLIP's is 100)"
+    found = as_tensor(value, must, "give a number")
+    if found.numel() != 1 or found.is_complex() or not 0 < found.item() < float("inf"):
+        raise BankError(f"{must}; got {shown(plain(found))}.")
+    return float(found.item())
+
+
+def shown(value) -> str:
+    """A value as part of a sentence, which goes on one line."""
+    return " ".join(repr(value).split()).replace(". ", "; ")[:80]
+
+
+def plain(value):
+    """Numbers of numpy and torch as Python's own, lists and arrays as tuples of such; anything else as it is."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return tuple(map(plain, value)) if isinstance(value, (list, tuple)) else value
+
+
+def as_json(value):
+    """Numbers of numpy and torch, devices and paths, for `json.dumps(default=as_json)`. Raises TypeError for others."""
+    if isinstance(value, (torch.device, PurePath)):
+        return str(value)
+    if not hasattr(value, "tolist"):
+        raise TypeError(f"{shown(value)} cannot be written as JSON; give numbers, texts, lists and dictionaries.")
+    return value.tolist()
