@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .splits import share_right
+from .splits import predicted, share_right
+from .values import LABELS, as_tensor, is_whole, whole_number
 
 PAIR = ["dataset", "backbone", "shots", "seed"]  # what two runs share when they differ in the method alone
 BANK = PAIR[:2]
@@ -16,7 +17,8 @@ BANK = PAIR[:2]
 def accuracy(logits: Tensor, labels: Tensor) -> float:
     """The fraction, in [0, 1], of rows of logits [N, C] whose highest entry is their label's (labels [N]).
 
-    Of equal highest entries the first counts. Raises ValueError on wrong shapes, NaN, or labels outside 0 … C - 1.
+    Of equal highest entries the first counts. Scores and labels may be arrays or lists. Raises ValueError on wrong shapes,
+    scores without a finite highest entry, and labels that are no integers or outside 0 … C - 1.
     """
     return share_right(*_checked(logits, labels))
 
@@ -27,9 +29,10 @@ def per_class_accuracy(logits: Tensor, labels: Tensor, classes: int | None = Non
     classes: how many classes there are, if not as many as the logits have columns; images of a class that has no
     column count as wrong. Raises ValueError as `accuracy` does.
     """
+    classes = None if classes is None else _count(classes, "classes")
     logits, labels = _checked(logits, labels, classes)
     classes = classes or logits.shape[1]
-    right = torch.bincount(labels[logits.argmax(1) == labels], minlength=classes)
+    right = torch.bincount(labels[predicted(logits) == labels], minlength=classes)
     return right.double() / torch.bincount(labels, minlength=classes)
 
 
@@ -42,9 +45,10 @@ def reliability_curve(probabilities: Tensor, labels: Tensor, bins: int = 15):
     rounded to the dtype of the probabilities. Raises ValueError as `accuracy` does, and if rows do not sum to 1.
     """
     import pandas
+    bins = _count(bins, "bins")
     probabilities, labels = _checked(probabilities, labels)
     sums = probabilities.double().sum(1)
-    wrong = ((sums - 1).abs() > 0.01) | (probabilities < 0).any(1)  # 0.01: half precision over 1000 classes
+    wrong = ~((sums - 1).abs() <= 0.01) | (probabilities < 0).any(1)  # 0.01: half precision over 1000 classes
     if wrong.any():
         row = int(wrong.nonzero()[0])
         raise ValueError(f"These are not probabilities: row {row} sums to {sums[row]:.3g} with lowest entry "
@@ -73,19 +77,26 @@ def _checked(scores: Tensor, labels: Tensor, classes: int | None = None) -> tupl
 
     Raises ValueError unless they fit together.
     """
-    scores, labels = torch.as_tensor(scores).detach().cpu(), torch.as_tensor(labels).detach().cpu()
-    if scores.ndim != 2 or not len(scores) or labels.shape != scores.shape[:1] or labels.is_floating_point():
-        raise ValueError(f"Expected scores of shape [N, C] and N integer labels with N at least 1; got "
-                         f"{list(scores.shape)} and {labels.dtype} of shape {list(labels.shape)}; give one row of scores "
-                         "for each image.")
-    if scores.isnan().any():
-        raise ValueError(f"{int(scores.isnan().any(1).sum())} rows of the scores hold NaN, which has no highest entry; "
-                         "look for NaN in the features or a learning rate that is too high.")
-    classes = classes or scores.shape[1]
+    must = "Expected scores of shape [N, C] and N integer labels with N at least 1"
+    do = "give one row of scores for each image"
+    scores, labels = as_tensor(scores, must, do).cpu(), as_tensor(labels, must, LABELS).cpu()
+    if scores.ndim != 2 or not scores.numel() or labels.shape != scores.shape[:1] or not is_whole(labels) or \
+            scores.is_complex():
+        raise ValueError(f"{must}; got {list(scores.shape)} and {labels.dtype} of shape {list(labels.shape)}; {do}.")
+    predicted(scores)  # raises
+    labels, classes = labels.long(), classes or scores.shape[1]
     if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise ValueError(f"Labels run from {int(labels.min())} to {int(labels.max())} but there are {classes} classes, "
                          f"so they must lie in 0 … {classes - 1}; number the labels as the columns of the scores.")
-    return scores, labels.long()
+    return scores, labels
+
+
+def _count(value, what: str) -> int:
+    """A number of bins or classes. Raises ValueError unless it is a whole number from 1."""
+    number = whole_number(value, what)
+    if number < 1:
+        raise ValueError(f"{what} must be at least 1; got {number}.")
+    return number
 
 
 # ── is one method above another? ──────────────────────────────────────────────────────────────────────────────────

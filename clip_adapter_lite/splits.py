@@ -10,6 +10,7 @@ from .errors import BankError
 from .values import as_labels, as_tensor
 
 SPLITS = ("train", "val", "test")
+LEAST, MOST = 1e-12, 1e17  # of a row's largest entry: `methods.base.lengths` squares in float32, which ends at 3e38
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,15 +56,19 @@ class Split:
         return Split(features, self.labels.to(features.device))
 
     def check(self, name: str, width: int, classes: int) -> None:
-        """Raise BankError unless features are [.., width], finite and non-zero, and labels are in 0 … classes - 1."""
+        """Raise BankError unless features are [.., width], finite and non-zero, and labels are in 0 … classes - 1.
+
+        Rows whose squared length is infinite or zero in float32 count as such.
+        """
         if self.features.shape[-1] != width:
             raise BankError(f"{name}: features have {self.features.shape[-1]} dimensions but the classifier weights "
                             f"have {width}; both must come from the same backbone.")
-        wrong = ~torch.isfinite(self.features).all(-1)
+        largest = torch.linalg.vector_norm(self.features, float("inf"), dim=-1).float()  # NaN for NaN
+        wrong = ~(largest < MOST)
         if wrong.any():
             raise BankError(f"{name}: {int(wrong.sum())} feature rows hold NaN or infinity, the first at index "
                             f"{wrong.nonzero()[0].tolist()}; build the bank again or drop those images.")
-        empty = ~self.features.any(-1)
+        empty = largest < LEAST
         if empty.any():
             raise BankError(f"{name}: {int(empty.sum())} feature rows are all zero and so have no direction, the first at "
                             f"index {empty.nonzero()[0].tolist()}; build the bank again or drop those images.")
@@ -91,7 +96,21 @@ def drawn(labels: Sequence[int], classes: int, per_class: int, seed: int) -> lis
 def share_right(logits: Tensor, labels: Tensor) -> float:
     """The fraction, in [0, 1], of rows of logits [N, C] whose highest entry is their label's (labels [N]); NaN for no rows.
 
-    Nothing is checked here: see `evaluation.accuracy`. Counted in whole numbers, since Apple's GPU has no float64.
+    Raises ValueError for NaN or infinity; shapes and labels are checked in `evaluation.accuracy`. Counted in whole numbers,
+    since Apple's GPU has no float64.
     """
-    right = (logits.argmax(1) == labels.to(logits.device)).sum().item()
+    right = (predicted(logits) == labels.to(logits.device)).sum().item()
     return right / len(labels) if len(labels) else float("nan")
+
+
+def predicted(scores: Tensor) -> Tensor:
+    """The column [N] of each row's highest entry, of equals the first; scores [N, C].
+
+    Raises ValueError for rows that have no finite highest entry: those with NaN or infinity, or -infinity alone.
+    """
+    highest, columns = scores.max(1)
+    wrong = ~torch.isfinite(highest)
+    if wrong.any():
+        raise ValueError(f"{int(wrong.sum())} rows of the scores hold NaN or no finite highest entry; look for NaN in the "
+                         "features or a learning rate that is too high.")
+    return columns

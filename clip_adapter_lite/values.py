@@ -7,6 +7,8 @@ from torch import Tensor
 
 from .errors import BankError
 
+LABELS = "give each the place of its class among the class names, as classnames.index(name) has it"
+
 
 def as_tensor(values, must: str, do: str) -> Tensor:
     """Numbers as a tensor without a graph: a tensor where it is, anything else (an array, a list, a column) on the CPU.
@@ -15,7 +17,7 @@ def as_tensor(values, must: str, do: str) -> Tensor:
     """
     if not isinstance(values, Tensor):
         import numpy
-        got = f"a {type(values).__name__} that is no array of numbers"
+        got = f"{type(values).__name__} that is no array of numbers"
         try:
             if isinstance(values, (list, tuple)) and values and all(isinstance(value, Tensor) for value in values):
                 values = torch.stack(values)
@@ -38,12 +40,15 @@ def as_tensor(values, must: str, do: str) -> Tensor:
 def as_labels(values, count: int, what: str) -> Tensor:
     """Labels as integers [count]. Raises BankError for words, truth values, floating point and other shapes."""
     must = f"{what} must be {count} integers, one for each image"
-    do = "give each the place of its class among the class names, as classnames.index(name) has it"
-    labels = as_tensor(values, must, do)
-    whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
-    if labels.shape != (count,) or not whole and count:  # an empty list is one of floating point
-        raise BankError(f"{must}; got {labels.dtype} of shape {list(labels.shape)}; {do}.")
+    labels = as_tensor(values, must, LABELS)
+    if labels.shape != (count,) or not is_whole(labels) and count:  # an empty list is one of floating point
+        raise BankError(f"{must}; got {labels.dtype} of shape {list(labels.shape)}; {LABELS}.")
     return labels.long()
+
+
+def is_whole(tensor: Tensor) -> bool:
+    """Whether it holds integers, and not truth values."""
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
 
 
 def whole_number(value, what: str) -> int:

@@ -66,6 +66,12 @@ def test_per_class_accuracy_is_recall_and_averages_to_accuracy():
     (LOGITS, LABELS.float(), "N integer labels.*torch.float32"),
     (LOGITS[:0], LABELS[:0], "N at least 1"),
     (LOGITS.where(LOGITS != 5, torch.nan), LABELS, "1 rows of the scores hold NaN"),
+    (LOGITS.where(LOGITS != 5, torch.inf), LABELS, "1 rows of the scores hold NaN or no finite highest entry"),
+    (LOGITS.index_fill(0, torch.tensor([1, 3]), -torch.inf), LABELS, "2 rows of the scores"),
+    (LOGITS[:, :0], LABELS, r"got \[5, 0\]"), (LOGITS + 0j, LABELS, "scores of shape"), (None, LABELS, "got NoneType"),
+    ([["a"], ["b"]], [0, 1], "Expected scores of shape .*; got words; give one row"),
+    (LOGITS, ["cat"] * 5, "N integer labels .*; got words; give each the place of its class among the class names"),
+    (LOGITS, LABELS > 0, "N integer labels.*torch.bool"), (LOGITS, [0, None, 1, 1, 1], "got list that is no array"),
     (LOGITS, LABELS + 2, "run from 2 to 4 but there are 4 classes"),
     (LOGITS, LABELS - 1, "run from -1 to 1"),
 ])
@@ -73,6 +79,31 @@ def test_per_class_accuracy_is_recall_and_averages_to_accuracy():
 def test_scores_and_labels_that_do_not_fit_are_refused(function, logits, labels, message):
     with pytest.raises(ValueError, match=message):
         function(logits, labels)
+
+
+@pytest.mark.parametrize("given", [
+    lambda x: x.tolist(), lambda x: x.numpy()[::-1][::-1], lambda x: x.repeat_interleave(2)[::2].reshape(x.shape),
+    lambda x: pd.DataFrame(x.numpy(), index=[9, 7, 5, 3, 1]).squeeze(axis=1) if x.ndim == 1 else pd.DataFrame(x.numpy()),
+    lambda x: x.clone().requires_grad_() * 1 if x.is_floating_point() else x.to(torch.uint8)])
+def test_scores_and_labels_come_in_whatever_holds_them(given):
+    scores, labels = given(LOGITS), given(LABELS)
+    assert accuracy(scores, labels) == 3 / 5
+    assert per_class_accuracy(scores, labels, classes=np.int64(5))[:3].tolist() == [1, .5, .5]
+    sure = LOGITS.softmax(1)
+    assert calibration_error(given(sure), labels, bins=np.int64(4)) == calibration_error(sure, LABELS, bins=4)
+
+
+def test_masked_columns_do_not_keep_scores_from_being_counted():
+    assert accuracy(LOGITS.where(LOGITS > -1, -torch.inf), LABELS) == 3 / 5
+
+
+@pytest.mark.parametrize("number", [0, -1, 2.5, "3", None, True])
+def test_bins_and_classes_are_whole_numbers_from_1(number, expect_refused):
+    with expect_refused("bins must be", ValueError):
+        calibration_error(*two_class([.5], [True]), bins=number)
+    if number is not None:  # as many as there are columns
+        with expect_refused("classes must be", ValueError):
+            per_class_accuracy(LOGITS, LABELS, classes=number)
 
 
 # ── calibration ───────────────────────────────────────────────────────────────────────────────────────────────────

@@ -3,6 +3,7 @@ import math
 from statistics import mean
 
 import numpy
+import pandas
 import pytest
 import torch
 
@@ -68,10 +69,25 @@ def test_well_separated_classes_score_high_and_shuffled_labels_low():
     (lambda x, y: (x, y[:-1], 3), "N labels of at least two classes"), (lambda x, y: (x, 0 * y, 3), "at least two classes"),
     (lambda x, y: (x, numpy.arange(len(y)), 3), "fewer classes than"), (lambda x, y: (x, y, 24), "k must be from 1 to 23"),
     (lambda x, y: (x[0], y, 3), "shape [N, D]"), (lambda x, y: (numpy.where(x > 0, x, numpy.nan), y, 3), "finite"),
-    (lambda x, y: (x * (y > 0)[:, None], y, 3), "none of them all zero")])
+    (lambda x, y: (x * (y > 0)[:, None], y, 3), "none of them all zero"),
+    (lambda x, y: (x * 1e200, y, 3), "finite"), (lambda x, y: (x * 1e-200, y, 3), "none of them all zero"),
+    (lambda x, y: (x[:, :0], y, 3), "got torch.float64 of shape [24, 0]"), (lambda x, y: (["a"] * 24, y, 3), "got words"),
+    (lambda x, y: (x + 0j, y, 3), "got torch.complex128"), (lambda x, y: (x, numpy.where(y, y, numpy.nan), 3), "got gaps"),
+    (lambda x, y: (x, [None, *y[1:]], 3), "got gaps"), (lambda x, y: (x, [[1], [1, 2]] * 12, 3), "got gaps"),
+    (lambda x, y: (x, pandas.Series(["a", None] * 12), 3), "got gaps"), (lambda x, y: (x, y[:, None], 3), "shape [24, 1]"),
+    (lambda x, y: (x, y, 2.5), "k must be a whole number; got 2.5"), (lambda x, y: (x, y, "3"), "k must be a whole number")])
 def test_what_cannot_be_measured_is_refused(expect_refused, change, says):
     with expect_refused(says, ValueError):
         manifold_measures(*change(*points()))
+
+
+def test_labels_may_be_words_and_features_any_array():
+    x, labels = points()
+    found, names = manifold_measures(x, labels), numpy.array(["ant", "bee", "cat"])[labels]
+    for given in (names, names.tolist(), pandas.Series(names), pandas.Series(names)[labels >= 0], labels + 0.5, labels == 1):
+        assert manifold_measures(x, given) == (found if len(set(given)) == 3 else manifold_measures(x, (labels == 1) * 1))
+    for given in (x.tolist(), pandas.DataFrame(x), torch.tensor(x, requires_grad=True), list(torch.tensor(x)), x * 1e-20):
+        assert manifold_measures(given, labels) == pytest.approx(found)
 
 
 def test_tsne_is_the_same_for_a_seed_whatever_the_lengths_and_keeps_groups_together():

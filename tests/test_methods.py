@@ -5,10 +5,11 @@ Exact claims are made in float64: in float32 AdamW divides rounding noise by its
 import random
 import re
 from dataclasses import FrozenInstanceError, fields, replace
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import open_clip
+import pandas
 import pytest
 import torch
 from threadpoolctl import threadpool_limits
@@ -16,9 +17,11 @@ from torch.nn.functional import softmax
 
 from clip_adapter_lite import BankError, CLIPAdapter, CoOp, Episode, FeatureBank, LinearProbe, Split, ZeroShot, backbones
 from clip_adapter_lite.experiments.reference import METHODS as REFERENCE
+from clip_adapter_lite.manifold import fitted_features
 from clip_adapter_lite.methods import METHODS, coop, method_named, with_settings
 from clip_adapter_lite.methods.labels import listed, setting_value
 from clip_adapter_lite.methods.tip_adapter import TipAdapter
+from clip_adapter_lite.methods.zero_shot import ZeroShotHead
 
 torch.set_num_threads(1)  # toy sizes: more threads only wait for each other
 threadpool_limits(1)  # and thirty times as long in L-BFGS on a busy machine
@@ -388,6 +391,82 @@ def test_accuracy_is_the_hand_count(method):
     assert clf.accuracy(views) == clf.accuracy(episode.test)  # judged on view 0
     with pytest.raises(BankError, match="empty"):
         clf.accuracy(episode.test.take(torch.tensor([], dtype=torch.long)))
+
+
+GIVEN = {"array": lambda x: x.numpy(), "list": lambda x: x.tolist(), "rows": list, "double": lambda x: x.double(),
+         "with a graph": lambda x: x.clone().requires_grad_() * 1, "parameter": torch.nn.Parameter,
+         "strided": lambda x: x.T.contiguous().T, "another byte order": lambda x: x.numpy().astype(">f4"),
+         "table": lambda x: pandas.DataFrame(x.numpy(), index=range(9, 9 + len(x)))}
+
+
+@pytest.mark.parametrize("given", GIVEN.values(), ids=GIVEN)
+def test_a_classifier_takes_features_in_whatever_holds_them(given):
+    episode = toy_episode()
+    clf, features = CLIPAdapter(alpha="learned", **ADAPTER).fit(episode), episode.test.features
+    for what in (clf.logits, clf.probabilities, clf.alphas, partial(fitted_features, clf)):
+        found = what(given(features))
+        assert torch.equal(found, what(features)) and not found.requires_grad, what
+        assert torch.equal(what(given(features.round())), what(features.round().int().numpy())), "whole numbers are numbers"
+
+
+def test_half_precision_loses_only_what_it_cannot_hold():
+    episode = toy_episode()
+    clf = ZeroShot(device="cpu").fit(episode)
+    half = episode.test.features.half()
+    for given in (half, half.numpy(), half.tolist()):
+        assert torch.equal(clf.logits(given), clf.logits(half.float()))
+
+
+@pytest.mark.parametrize("given, got", [
+    (None, "NoneType that is no array of numbers"), ("x.npy", "words"), ([["a"] * WIDTH], "words"),
+    ([[1.0], [1.0, 2.0]], "list that is no array of numbers"),
+    (np.ones((2, WIDTH), bool), "torch.bool"), (np.ones((2, WIDTH), complex), "torch.complex128"), (np.ones(WIDTH), "[16]"),
+    (toy_episode().test, "Split that is no array of numbers"), (toy_episode(), "Episode that is no array of numbers")])
+def test_what_holds_no_features_is_refused_in_a_sentence(given, got, expect_refused):
+    clf = CLIPAdapter(alpha=0.3, **ADAPTER).fit(toy_episode())
+    for what in (clf.logits, clf.probabilities, clf.alphas, partial(fitted_features, clf)):
+        with expect_refused("A classifier takes features of shape [N, 16], the width it was fitted on; got " + got):
+            what(given)
+
+
+NOT_JUDGED = {**SPLIT_FAULTS, "all zero": (lambda s: Split(s.features * 0, s.labels), "all zero"),
+              "too large to square": (lambda s: Split(s.features * 1e20, s.labels), "NaN or infinity.*index"),
+              "too small to square": (lambda s: Split(s.features * 1e-20, s.labels), "all zero.*index"),
+              "NaN in another view": (lambda s: Split(torch.stack([s.features, s.features * torch.nan]), s.labels), "NaN"),
+              "pair": (lambda s: (s.features, s.labels), "takes a Split, such as episode.test; got tuple"),
+              "episode": (lambda s: toy_episode(), "takes a Split, such as episode.test; got Episode")}
+
+
+@methods("coop, paper")
+@pytest.mark.parametrize("fault", NOT_JUDGED)
+def test_accuracy_is_refused_for_what_cannot_be_judged(method, fault):
+    damage, message = NOT_JUDGED[fault]
+    with pytest.raises(BankError, match=f"accuracy.*{message}") as error:
+        fitted(method).accuracy(damage(toy_episode().test))
+    assert one_sentence(error)
+
+
+@cache
+def fitted(method):
+    return method.fit(toy_episode())
+
+
+def test_logits_that_overflow_have_no_accuracy(expect_refused):
+    episode = toy_episode()
+    with expect_refused("30 rows of the scores hold NaN or no finite highest entry", ValueError):
+        replace(ZeroShot(device="cpu").fit(episode), head=ZeroShotHead(episode.text_features * torch.nan,
+                                                                       logit_scale=1.0)).accuracy(episode.test)
+    with expect_refused("rows of the scores hold NaN", ValueError):  # on validation, before anybody sees it
+        TipAdapter(alpha=1e300, beta=1.0, device="cpu").fit(episode)
+
+
+@pytest.mark.parametrize("fields, says", [
+    (dict(text_features=torch.full((3, WIDTH), torch.nan)), "text features hold NaN"),
+    (dict(text_features=torch.zeros(3, WIDTH)), "or a row of zeros"), (dict(text_features=torch.ones(2, WIDTH)), "C = 3"),
+    (dict(text_features=torch.ones(WIDTH)), "got [16] of"), (dict(classnames=("a", "b")), "C = 2 class names; got [3, 16]")])
+def test_text_features_that_cannot_be_right_are_refused(fields, says, expect_refused):
+    with expect_refused(says):
+        ZeroShot(device="cpu").fit(replace(toy_episode(), **fields))
 
 
 @methods()

@@ -15,6 +15,7 @@ from ..episodes import Episode
 from ..errors import BankError
 from ..splits import Split, share_right
 from ..training import seeded
+from ..values import as_tensor
 
 
 def lengths(x: Tensor) -> Tensor:
@@ -60,7 +61,7 @@ class Head(nn.Module):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Classifier:
-    """A fitted method: features in, logits out, on whatever device the features are.
+    """A fitted method: features in, logits out, on whatever device the features are (arrays and lists are on the CPU).
 
     What fitting found out: val_accuracy (None without validation images), alpha and beta (fixed, selected, or the mean of
     the learned ones over the support set; None where there are none), steps (of the optimiser, in the run that was kept),
@@ -81,15 +82,23 @@ class Classifier:
 
     @torch.no_grad()
     def logits(self, features: Tensor) -> Tensor:
-        """Logits [N, C], on the device of the un-normalised features [N, D]."""
-        return self.head(self.brought(features)).to(features.device)
+        """Logits [N, C], on the device of the un-normalised features [N, D], a tensor or an array.
 
-    def brought(self, features: Tensor) -> Tensor:
-        """The features [N, D] where the head is. Raises BankError for another shape than the head was fitted on."""
+        Raises BankError for another shape than the head was fitted on, and for what holds no numbers.
+        """
+        brought, home = self.brought(features)
+        return self.head(brought).to(home)
+
+    def brought(self, features: Tensor) -> tuple[Tensor, torch.device]:
+        """The features [N, D] where the head is, and the device they were on. Raises BankError as `logits` does."""
+        must = f"A classifier takes features of shape [N, {self.head.width}], the width it was fitted on"
+        do = "so give those of the backbone that it was fitted with"
+        features = as_tensor(features, must, do)
         if features.ndim != 2 or features.shape[1] != self.head.width:
-            raise BankError(f"A classifier takes features of shape [N, {self.head.width}], the width it was fitted on; got "
-                            f"{list(features.shape)}, so give those of the backbone that it was fitted with.")
-        return features.to(self.head.place)
+            raise BankError(f"{must}; got {list(features.shape)}, {do}.")
+        if features.is_complex() or features.dtype == torch.bool:
+            raise BankError(f"{must}; got {features.dtype}, {do}.")
+        return features.to(self.head.place).contiguous(), features.device
 
     def probabilities(self, features: Tensor) -> Tensor:
         """Class probabilities [N, C]: the softmax of the logits."""
@@ -99,12 +108,13 @@ class Classifier:
     def alphas(self, features: Tensor) -> Tensor:
         """The residual ratio [N] that a fitted CLIP-Adapter uses for each image: learned ones differ.
 
-        Raises TypeError for a method, or a branch, that has none.
+        Raises TypeError for a method, or a branch, that has none, and BankError as `logits` does.
         """
-        found = self.head.alphas(self.brought(features))
+        brought, home = self.brought(features)
+        found = self.head.alphas(brought)
         if found is None:
             raise TypeError(f"{self.method.label} has no visual adapter, so no α; fit CLIPAdapter(branch='visual').")
-        return found.squeeze(1).to(features.device)
+        return found.squeeze(1).to(home)
 
     @torch.no_grad()
     def betas(self) -> Tensor:
@@ -115,9 +125,16 @@ class Classifier:
         return found.squeeze(1).cpu()
 
     def accuracy(self, split: Split) -> float:
-        """The fraction of the split's images (view 0) whose highest logit is their label's, in [0, 1]."""
+        """The fraction of the split's images (view 0) whose highest logit is their label's, in [0, 1].
+
+        Raises BankError, as `fit` does, for a split that cannot be judged: empty, NaN, other widths, labels out of range.
+        """
+        if not isinstance(split, Split):
+            raise BankError(f"accuracy() takes a Split, such as episode.test; got {type(split).__name__}, so give "
+                            "Split(features, labels).")
         if not len(split):
             raise BankError("accuracy() needs at least one image; this split is empty.")
+        split.check("accuracy()", self.head.width, len(self.classnames))
         return share_right(self.logits(split.view()), split.labels)
 
 
