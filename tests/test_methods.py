@@ -17,6 +17,7 @@ from torch.nn.functional import softmax
 
 from clip_adapter_lite import BankError, CLIPAdapter, CoOp, Episode, FeatureBank, LinearProbe, Split, ZeroShot, backbones
 from clip_adapter_lite.experiments.reference import METHODS as REFERENCE
+from clip_adapter_lite.inference import load_classifier, save_classifier
 from clip_adapter_lite.manifold import fitted_features
 from clip_adapter_lite.methods import METHODS, coop, method_named, with_settings
 from clip_adapter_lite.methods.labels import listed, setting_value
@@ -605,6 +606,30 @@ def test_numbers_of_numpy_are_numbers():
     assert with_settings(CLIPAdapter(), point) == CLIPAdapter(alpha=0.5, reduction=2)
 
 
+NUMPY = [
+    (CLIPAdapter(alpha=np.float32(0.25), reduction=np.int64(2), steps=np.int32(3)),
+     CLIPAdapter(alpha=0.25, reduction=2, steps=3)),
+    (CLIPAdapter(alpha=torch.tensor(0.5), final_relu=np.bool_(True), steps=3),
+     CLIPAdapter(alpha=0.5, final_relu=True, steps=3)),
+    (CLIPAdapter(grid=np.array([0.0, 0.5]), branch=np.str_("text"), steps=3),
+     CLIPAdapter(grid=(0.0, 0.5), branch="text", steps=3)),
+    (CLIPAdapter(grid=[0.0, np.float64(0.5)], device=torch.device("cpu"), steps=3),
+     CLIPAdapter(grid=(0.0, 0.5), device="cpu", steps=3)),
+    (LinearProbe(C=np.float32(0.5), max_iter=np.int64(9)), LinearProbe(C=0.5, max_iter=9)),
+    (TipAdapter(alpha=np.int64(2), beta_grid=np.array([1.0, 2.0])), TipAdapter(alpha=2, beta_grid=(1.0, 2.0))),
+    (CoOp(context_length=np.uint8(2), words=None, steps=np.int64(1)), CoOp(context_length=2, words=None, steps=1))]
+
+
+@pytest.mark.parametrize("given, usual", NUMPY, ids=lambda method: method.label)
+def test_settings_of_numpy_and_torch_are_those_of_python_in_labels_fits_and_files(given, usual, tmp_path):
+    assert given == usual and given.label == usual.label and repr(given) == repr(usual) and hash(given) == hash(usual)
+    episode = replace(toy_episode(), shots=np.int64(4), seed=np.int64(1), logit_scale=np.float32(SCALE))
+    clf = given.fit(episode)
+    back = load_classifier(save_classifier(clf, tmp_path / "c.safetensors"))
+    assert back.method == usual and back.origin == usual.fit(toy_episode()).origin
+    assert torch.equal(back.logits(episode.test.features), usual.fit(toy_episode()).logits(episode.test.features))
+
+
 def test_an_unknown_name_is_refused_with_the_names_there_are():
     with pytest.raises(ValueError, match="Unknown method 'clip-adaptor'") as error:
         method_named("clip-adaptor")
@@ -614,7 +639,11 @@ def test_an_unknown_name_is_refused_with_the_names_there_are():
 @pytest.mark.parametrize("method, settings", [
     (CoOp, dict(position="start")), (CoOp, dict(recipe="heavy")), (CoOp, dict(context_length=0)),
     (LinearProbe, dict(C="best")), (LinearProbe, dict(C=0.0)), (LinearProbe, dict(C=-1)), (LinearProbe, dict(bisections=-1)),
-    (LinearProbe, dict(max_iter=0)),
+    (LinearProbe, dict(max_iter=0)), (CLIPAdapter, dict(steps="10")), (CLIPAdapter, dict(steps=2.5)),
+    (CLIPAdapter, dict(rate=np.nan)), (CLIPAdapter, dict(weight_decay=-1.0)), (TipAdapter, dict(rate=np.inf)),
+    (CoOp, dict(steps=-1)), (CLIPAdapter, dict(grid=0.5)), (CLIPAdapter, dict(grid=("a",))), (CLIPAdapter, dict(alpha=True)),
+    (TipAdapter, dict(alpha_grid=())), (TipAdapter, dict(start=(1.0, None))), (TipAdapter, dict(finetune=None)),
+    (CLIPAdapter, dict(alpha=np.float32(2))), (ZeroShot, dict(templates="{}")), (LinearProbe, dict(C=None)),
 ])
 def test_a_setting_that_cannot_be_is_refused(method, settings):
     (setting, value), = settings.items()

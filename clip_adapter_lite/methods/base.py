@@ -1,10 +1,13 @@
 """What every method shares: settings that never change, `fit` on an episode, and the fitted classifier it returns."""
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from itertools import chain
-from typing import Any, ClassVar
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Any, ClassVar, get_args, get_origin
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +18,10 @@ from ..episodes import Episode
 from ..errors import BankError
 from ..splits import Split, share_right
 from ..training import seeded
-from ..values import as_tensor
+from ..values import as_tensor, plain, shown
+
+KINDS = {bool: (bool, "true or false"), int: (Integral, "a whole number"), float: (Real, "a number"), str: (str, "a word"),
+         tuple: (tuple, "a tuple"), NoneType: (NoneType, "none")}
 
 
 def lengths(x: Tensor) -> Tensor:
@@ -140,10 +146,40 @@ class Classifier:
 
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
-    """Settings of a method. Frozen: `fit` cannot change them, so one method can be fitted to many episodes."""
+    """Settings of a method. Frozen: `fit` cannot change them, so one method can be fitted to many episodes.
+
+    Numbers of numpy and torch become Python's own, lists and arrays tuples. Raises ValueError for a value of another kind
+    than the setting's, and for one that cannot be (`check_settings`).
+    """
     name: ClassVar[str]
     head_class: ClassVar[type[Head]]  # built from its buffers and `options`, filled from its state_dict
     device: str = "auto"
+
+    def __post_init__(self):
+        wrong = ""
+        for name, kind in ((setting.name, setting.type) for setting in fields(self)):
+            value = plain(getattr(self, name))
+            value = str(value) if isinstance(value, torch.device) else value
+            kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+            allowed = {KINDS.get(get_origin(kind) or kind, (object, "anything")) for kind in kinds}
+            if not isinstance(value, tuple(kind for kind, _ in allowed)) or isinstance(value, bool) and bool not in kinds:
+                words = " or ".join(sorted(word for _, word in allowed))
+                wrong = wrong or f"{name} of {self.name} must be {words}; got {shown(value)}."
+            object.__setattr__(self, name, value)
+        try:
+            self.check_settings()  # first, as it knows better what may be
+        except TypeError:  # of another kind, which cannot be compared
+            if not wrong:
+                raise
+        if wrong:
+            raise ValueError(wrong)
+        for name in ("steps", "rate", "weight_decay"):
+            if not 0 <= getattr(self, name, 0) < math.inf:
+                limit = "at least 0" if getattr(self, name) < 0 else "finite"
+                raise ValueError(f"{name} must be {limit}; got {getattr(self, name)}.")
+
+    def check_settings(self) -> None:  # noqa: B027 (a method may have nothing to check)
+        """Raise ValueError for a setting that cannot be."""
 
     @property
     def label(self) -> str:

@@ -180,7 +180,7 @@ class CLIPAdapter(Method):
     rate: float = 5e-4
     weight_decay: float = 1e-2
 
-    def __post_init__(self):
+    def check_settings(self):
         for setting, allowed in (("branch", ("visual", "text", "both")), ("normalize", ("after", "before"))):
             if getattr(self, setting) not in allowed:
                 raise ValueError(f"{setting} must be one of {', '.join(allowed)}; got {getattr(self, setting)!r}.")
@@ -194,10 +194,8 @@ class CLIPAdapter(Method):
                              f"{self.beta!r}, so give both as 'auto', or the other as a number.")
         if self.reduction < 1:
             raise ValueError(f"reduction must be at least 1 (the bottleneck is D / reduction wide); got {self.reduction}.")
-        if not self.grid or not all(0 <= ratio <= 1 for ratio in self.grid):
+        if not self.grid or not all(isinstance(ratio, (int, float)) and 0 <= ratio <= 1 for ratio in self.grid):
             raise ValueError(f"grid must hold at least one number, each from 0 to 1; got {self.grid!r}.")
-        if self.steps < 0:
-            raise ValueError(f"steps must be at least 0; got {self.steps}.")
 
     def _fit(self, episode):
         pairs = self._pairs()

@@ -131,7 +131,7 @@ class CoOp(Method):
     steps: int = 100
     rate: float = 3e-2
 
-    def __post_init__(self):
+    def check_settings(self):
         for setting, allowed in (("position", ("end", "middle", "front")), ("recipe", ("light", "paper"))):
             if getattr(self, setting) not in allowed:
                 raise ValueError(f"{setting} must be one of {', '.join(allowed)}; got {getattr(self, setting)!r}.")

@@ -37,7 +37,7 @@ class LinearProbe(Method):
     bisections: int = 8
     max_iter: int = 1000
 
-    def __post_init__(self):
+    def check_settings(self):
         if self.C != "val" and not (isinstance(self.C, (int, float)) and 0 < self.C < math.inf):
             raise ValueError(f"C must be a positive number or 'val'; got {self.C!r}.")
         for setting, least in (("bisections", 0), ("max_iter", 1)):

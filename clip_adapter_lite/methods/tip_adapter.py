@@ -106,17 +106,16 @@ class TipAdapter(Method):
     rate: float = 3e-3
     weight_decay: float = 1e-2
 
-    def __post_init__(self):
+    def check_settings(self):
+        from_0 = lambda value: isinstance(value, (int, float)) and 0 <= value < math.inf
         for setting in ("alpha", "beta"):
             value, grid = getattr(self, setting), getattr(self, f"{setting}_grid")
-            if value != "val" and not (isinstance(value, (int, float)) and 0 <= value < math.inf):
+            if value != "val" and not from_0(value):
                 raise ValueError(f"{setting} must be a finite number from 0 or 'val'; got {value!r}.")
-            if not grid or not all(0 <= number < math.inf for number in grid):
+            if not grid or not all(map(from_0, grid)):
                 raise ValueError(f"{setting}_grid must hold at least one number, each finite and from 0; got {grid!r}.")
-        if len(self.start) != 2 or not all(0 <= number < math.inf for number in self.start):
+        if len(self.start) != 2 or not all(map(from_0, self.start)):
             raise ValueError(f"start must be two finite numbers (alpha, beta) from 0; got {self.start!r}.")
-        if self.steps < 0:
-            raise ValueError(f"steps must be at least 0; got {self.steps}.")
 
     def _fit(self, episode):
         searched = [setting for setting in ("alpha", "beta") if getattr(self, setting) == "val"]
