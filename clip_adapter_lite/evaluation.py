@@ -173,10 +173,7 @@ def paired_bootstrap(table, a: str, b: str, *, metric: str = "accuracy", resampl
 def _differences(table, a: str, b: str, metric: str):
     """The metric of a minus that of b, a Series indexed and sorted by PAIR; ValueError if runs do not pair up."""
     import numpy as np
-    absent = [column for column in (*PAIR, "method", metric) if column not in table]
-    if absent:
-        raise ValueError(f"The table has no column '{absent[0]}' (it has {', '.join(map(str, table.columns))}); give the "
-                         "table of cal.compare and one of its columns as metric.")
+    need_columns(table, (*PAIR, "method", metric))
     for method in (a, b):
         if method not in set(table["method"]):
             raise ValueError(f"Method '{method}' is not in the table, which has "
@@ -193,6 +190,27 @@ def _differences(table, a: str, b: str, metric: str):
             f"without a partner to pair it with ('{a}' and '{b}' must share {', '.join(PAIR)})",
             "run the missing ones, or leave these out of the table")
     return wide[a] - wide[b]
+
+
+def need_columns(table, columns) -> None:
+    """Raise ValueError unless a table as of `compare` has these columns."""
+    import pandas
+    if not isinstance(table, pandas.DataFrame):
+        raise ValueError(f"Expected the table of cal.compare, a DataFrame; got {type(table).__name__}.")
+    if absent := [column for column in columns if column not in table]:
+        raise ValueError(f"The table has no column '{absent[0]}' (it has {', '.join(map(str, table.columns))}); give the "
+                         "table of cal.compare and one of its columns as metric.")
+
+
+def need_runs(table, columns, finite: str | None = None) -> None:
+    """Raise ValueError unless a table as of `compare` has runs, these columns, and numbers alone in `finite`."""
+    import numpy as np
+    import pandas
+    need_columns(table, columns)
+    if not len(table):
+        raise ValueError("The table has no runs; give one with a row at least, as cal.compare returns it.")
+    if finite and not np.isfinite(pandas.to_numeric(table[finite], errors="coerce")).all():
+        raise ValueError(f"The table holds runs without a finite {finite}; run them again, or leave them out of it.")
 
 
 def _refuse(runs, what: str, remedy: str) -> None:

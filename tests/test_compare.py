@@ -8,8 +8,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy
 import pandas
 import pytest
+import torch
 
 import clip_adapter_lite as cal
 from clip_adapter_lite.experiments.compare import pending
@@ -33,6 +35,51 @@ def test_one_row_for_each_bank_method_shots_and_seed_in_that_order(banks):
     assert list(zip(table.dataset, table.method, table.shots, table.seed)) == [
         (d, m, s, seed) for d in ("one", "two") for m in ("zero-shot", "clip-adapter(alpha=0.5, steps=3)")
         for s in (1, 2) for seed in (1, 2)]
+
+
+@pytest.mark.parametrize("shots, seeds", [(2, 1), (numpy.int64(2), torch.tensor(1)), (numpy.array([2]), range(1, 2)),
+                                          ((s for s in [2]), pandas.Series([1])), (torch.tensor([2]), {1})], ids=str)
+def test_one_of_a_kind_need_not_be_in_a_list(banks, shots, seeds):
+    wanted = cal.compare([banks[0]], ["zero-shot"], [2], [1])
+    for bank, method in ((banks[0], "zero-shot"), ([banks[0]], cal.ZeroShot()), ((b for b in banks[:1]), ("zero-shot",))):
+        table = cal.compare(bank, method, 2, 1)
+        pandas.testing.assert_frame_equal(without_time(table), without_time(wanted))
+    pandas.testing.assert_frame_equal(without_time(cal.compare(banks[0], "zero-shot", shots, seeds)), without_time(wanted))
+
+
+@pytest.mark.parametrize("study, says", [
+    (dict(banks="caltech101"), "banks must be feature banks; got 'caltech101', so give FeatureBank.load(name)."),
+    (dict(banks=[None]), "banks must be feature banks; got None"), (dict(methods=cal.ZeroShot), "methods must be labels"),
+    (dict(methods=[3]), "such as ZeroShot(); got 3."), (dict(methods="zero-shots"), "Unknown method 'zero-shots'"),
+    (dict(shots="16"), "shots must be a whole number; got '16'"),
+    (dict(shots=[1.0]), "shots must be a whole number; got 1.0"),
+    (dict(seeds=None), "seeds must be a whole number; got None"),
+    (dict(seeds=[True]), "seeds must be a whole number; got True"),
+    (dict(shots=[]), "Nothing to run"), (dict(shots=[1, numpy.int64(1)]), "is asked for twice")])
+def test_a_study_of_something_else_is_refused_before_any_work(banks, expect_refused, study, says):
+    with expect_refused(says, ValueError):
+        cal.compare(**dict(banks=banks, methods=["zero-shot"], shots=[1], seeds=[1]) | study)
+
+
+def test_numbers_of_numpy_go_into_the_files_of_a_study(banks, tmp_path):
+    study = dict(methods=cal.CLIPAdapter(alpha=numpy.float32(0.5), steps=numpy.int64(1)), seeds=numpy.arange(1, 3))
+    table = cal.compare(banks, shots=numpy.int64(1), **study, out=str(tmp_path / "r.csv"))
+    again = cal.compare(banks, ["clip-adapter(alpha=0.5, steps=1)"], [1], [1, 2], out=tmp_path / "r.csv", resume=True)
+    pandas.testing.assert_frame_equal(again, table)  # the seconds too, so nothing was run again
+    assert pending(banks, shots=1, **study, out=str(tmp_path / "r.csv")).title == "0 of 4 runs to do"
+
+
+@pytest.mark.parametrize("spoil, says", [
+    (lambda t: t[:0], "The table has no runs"), (lambda t: pandas.DataFrame(), "no column 'dataset' (it has )"),
+    (lambda t: t.drop(columns="shots"), "no column 'shots'"), (lambda t: None, "Expected the table of cal.compare"),
+    (lambda t: t.to_dict(), "a DataFrame; got dict"),
+    (lambda t: t.assign(accuracy=[0.5, math.nan]), "without a finite accuracy"),
+    (lambda t: t.assign(accuracy="good"), "without a finite accuracy")])
+def test_a_table_that_says_nothing_has_no_summary(banks, expect_refused, spoil, says):
+    table = cal.compare(banks, "zero-shot", 1, 1)
+    assert cal.summarise(table)["mean"].tolist() == table.accuracy.tolist()
+    with expect_refused(says, ValueError):
+        cal.summarise(spoil(table))
 
 
 def test_rows_hold_what_a_fit_by_hand_gives(banks):

@@ -6,6 +6,7 @@ import sys
 import time
 from dataclasses import dataclass
 
+import numpy
 import pandas
 import pytest
 from typer.testing import CliRunner
@@ -176,6 +177,21 @@ def test_what_validation_chooses_and_what_choosing_on_test_would_flatter():
     assert len(chosen) == 1
     assert chosen.iloc[0].alpha == 0.5 and chosen.iloc[0].val_accuracy == pytest.approx(0.8)
     assert chosen.iloc[0].accuracy == pytest.approx(0.5) and chosen.iloc[0].best_accuracy == pytest.approx(0.85)
+
+
+def test_a_sweep_takes_one_of_a_kind_and_numbers_of_numpy(banks):
+    wanted = cal.sweep([banks[0]], cal.CLIPAdapter(steps=1), {"alpha": [0.0, 0.5], "reduction": [2]}, [1], [1], jobs=1)
+    found = cal.sweep(banks[0], cal.CLIPAdapter(steps=1), {"alpha": numpy.array([0.0, 0.5]), "reduction": numpy.int64(2)},
+                      numpy.int64(1), 1, jobs=1)
+    pandas.testing.assert_frame_equal(without_time(found), without_time(wanted))
+
+
+def test_nothing_is_chosen_of_nothing(expect_refused):
+    table = pandas.DataFrame(columns=["dataset", "backbone", "shots", "alpha", "val_accuracy", "accuracy"])
+    with expect_refused("The table has no runs", ValueError):
+        chosen_on_validation(table, ["alpha"])
+    with expect_refused("no column 'rate'", ValueError):
+        chosen_on_validation(table, "rate")
 
 
 def test_the_heat_map_shows_the_means_and_outlines_what_validation_chooses(banks):

@@ -6,16 +6,17 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..banks import FeatureBank
+from ..evaluation import need_runs
 from ..methods import Method
 from .engines import check_engine
 from .runs import COLUMNS, Results, execute, plan, read_rows, tidy
 
 
-def pending(banks, methods, shots, seeds, out: Path | None = None, *, allow_fewer: bool = False):
+def pending(banks, methods, shots, seeds, out: str | Path | None = None, *, allow_fewer: bool = False):
     """A table of the runs to be done, by bank and method; `out` is a CSV whose finished rows are not counted."""
     from rich.table import Table
     runs = plan(banks, methods, shots, seeds, allow_fewer=allow_fewer)
-    done = set(read_rows(out)) if out and out.exists() else set()
+    done = set(read_rows(Path(out))) if out and Path(out).exists() else set()
     left = [run for run in runs if run.key not in done]
     labels = list(dict.fromkeys(run.method.label for run in runs))
     table = Table("bank", *labels, title=f"{len(left)} of {len(runs)} runs to do", title_justify="left")
@@ -32,14 +33,15 @@ def compare(banks: Iterable[FeatureBank],
             progress: bool = False, allow_fewer: bool = False):
     """Fit every method on every bank with every number of shots and seed; a DataFrame with one row per run.
 
-    methods: labels (a name, with settings as tables show them) or `Method` objects. accuracy is on the whole test split, in
+    methods: labels (a name, with settings as tables show them) or `Method` objects. Of banks, methods, shots and seeds, one
+    alone need not be in a list. accuracy is on the whole test split, in
     [0, 1]; whatever a method selects, it selects on validation. out: a CSV that rows are appended to as they finish;
     resume: skip the runs it already has.
     jobs: processes, -1 for one a core; engine: "joblib", or "ray" on this machine or the cluster at `address`.
     Raises BankError, before any work, if a bank cannot give that many shots; allow_fewer: take what a class has instead.
     """
     import pandas
-    runs = plan(list(banks), list(methods), list(shots), list(seeds), allow_fewer=allow_fewer)
+    runs = plan(banks, methods, shots, seeds, allow_fewer=allow_fewer)
     check_engine(engine, jobs, address)
     results = Results(Path(out), runs, resume) if out else None
     rows = execute(runs, results, progress=progress, jobs=jobs, engine=engine, address=address)
@@ -47,6 +49,10 @@ def compare(banks: Iterable[FeatureBank],
 
 
 def summarise(table):
-    """Mean and standard deviation (n - 1) of accuracy over seeds, by dataset, backbone, method and shots."""
+    """Mean and standard deviation (n - 1) of accuracy over seeds, by dataset, backbone, method and shots.
+
+    Raises ValueError for a table without runs, without the columns, or with an accuracy that is no number.
+    """
+    need_runs(table, ["dataset", "backbone", "method", "shots", "accuracy"], finite="accuracy")
     groups = table.groupby(["dataset", "backbone", "method", "shots"], sort=False)["accuracy"]
     return groups.agg(["mean", "std", "count"]).reset_index()

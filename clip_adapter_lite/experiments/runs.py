@@ -8,8 +8,10 @@ from pathlib import Path
 
 from ..banks import FeatureBank
 from ..devices import threads
+from ..errors import BankError
 from ..files import versions, whole
 from ..methods import Method, method_named
+from ..values import shown, whole_number
 from .engines import finished
 
 COLUMNS = ("dataset", "backbone", "method", "shots", "seed", "accuracy", "val_accuracy", "alpha", "steps", "seconds",
@@ -52,10 +54,27 @@ def plan(banks: Iterable[FeatureBank], methods: Iterable[str | Method], shots: I
          seeds: Iterable[int], *, allow_fewer: bool = False) -> list[Run]:
     """All runs of a study, checked before any work: methods known, nothing twice, every bank has the shots.
 
-    Raises ValueError or BankError, naming what is wrong.
+    One bank, method, number of shots or seed is a list of one. Raises ValueError or BankError, naming what is wrong.
     """
-    methods = [method_named(m) if isinstance(m, str) else m for m in methods]
+    methods = [method_named(m) if isinstance(m, str) else m for m in several(methods)]
+    if wrong := [m for m in methods if not isinstance(m, Method)]:
+        raise ValueError(f"methods must be labels such as 'zero-shot' or methods such as ZeroShot(); got {shown(wrong[0])}.")
+    banks, shots, seeds = cells(banks, shots, seeds)
     return checked([Run(b, m, s, seed, allow_fewer) for b in banks for m in methods for s in shots for seed in seeds])
+
+
+def several(given) -> list:
+    """The things given, of which there may be one alone."""
+    alone = isinstance(given, str) or not isinstance(given, Iterable) or getattr(given, "ndim", 1) == 0
+    return [given] if alone else list(given)
+
+
+def cells(banks, shots, seeds) -> tuple[list[FeatureBank], list[int], list[int]]:
+    """Banks, shots and seeds of a study as lists. Raises BankError for what is no bank and no whole number."""
+    banks = several(banks)
+    if wrong := [bank for bank in banks if not isinstance(bank, FeatureBank)]:
+        raise BankError(f"banks must be feature banks; got {shown(wrong[0])}, so give FeatureBank.load(name).")
+    return banks, [whole_number(s, "shots") for s in several(shots)], [whole_number(s, "seeds") for s in several(seeds)]
 
 
 def checked(runs: list[Run]) -> list[Run]:

@@ -5,16 +5,18 @@ from itertools import product
 from pathlib import Path
 
 from ..banks import FeatureBank
+from ..evaluation import need_runs
 from ..methods import CLIPAdapter, Method, with_settings
+from ..values import plain
 from .engines import check_engine
-from .runs import COLUMNS, Results, Run, checked, execute, tidy
+from .runs import COLUMNS, Results, Run, cells, checked, execute, several, tidy
 
 
 def plan_sweep(banks: Iterable[FeatureBank], base: Method, grid: Mapping[str, Sequence], shots: Iterable[int],
                seeds: Iterable[int], *, allow_fewer: bool = False) -> list[Run]:
     """All runs of a sweep, checked before any work. Raises ValueError or BankError, naming what is wrong."""
-    banks, shots, seeds = list(banks), list(shots), list(seeds)
-    points = [dict(zip(grid, values)) for values in product(*grid.values())]
+    banks, shots, seeds = cells(banks, shots, seeds)
+    points = [dict(zip(grid, values)) for values in product(*(map(plain, several(values)) for values in grid.values()))]
     return checked([Run(bank, _at(base, point), s, seed, allow_fewer, point)
                     for bank in banks for point in points for s in shots for seed in seeds])
 
@@ -58,10 +60,12 @@ def sweep(banks: Iterable[FeatureBank], base: Method = CLIPAdapter(), grid: Mapp
 def chosen_on_validation(table, grid: Iterable[str]):
     """The setting of each dataset, backbone and number of shots with the highest mean validation accuracy over seeds.
 
+    grid: the settings. Raises ValueError for a table without runs, or without the columns.
     Of equals the first in the order of the table. One row each: the settings, val_accuracy, accuracy (means over seeds)
     and best_accuracy, the highest mean test accuracy of any setting: how much choosing on test would flatter.
     """
-    cell = ["dataset", "backbone", "shots"]
+    cell, grid = ["dataset", "backbone", "shots"], several(grid)
+    need_runs(table, [*cell, *grid, "accuracy", "val_accuracy"])
     means = table.groupby([*cell, *grid], sort=False)[["val_accuracy", "accuracy"]].mean().reset_index()
     means = means.dropna(subset="val_accuracy")  # a bank without validation images has nothing to choose by
     groups = means.groupby(cell, sort=False)
