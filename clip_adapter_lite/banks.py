@@ -91,6 +91,7 @@ class FeatureBank:
 
     def check_shots(self, shots: int) -> None:
         """Raise BankError, naming class and count, if a class has fewer than `shots` training images."""
+        shots = whole_number(shots, "shots")
         if shots < 1:
             raise BankError(f"shots must be at least 1; got {shots} (for none at all use ZeroShot).")
         counts = self._counts("train")

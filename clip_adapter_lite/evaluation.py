@@ -150,6 +150,7 @@ def paired_bootstrap(table, a: str, b: str, *, metric: str = "accuracy", resampl
     metric, or if there is only one bank with one seed, which leaves nothing to resample.
     """
     import numpy as np
+    resamples = _count(resamples, "resamples")
     pairs = _differences(table, a, b, metric)
     # Only sums and counts enter the mean, so the shots of a seed can be added up before resampling.
     seeds = pairs.groupby(level=[*BANK, "seed"], dropna=False, observed=True).agg(["sum", "count"])
@@ -173,7 +174,10 @@ def paired_bootstrap(table, a: str, b: str, *, metric: str = "accuracy", resampl
 def _differences(table, a: str, b: str, metric: str):
     """The metric of a minus that of b, a Series indexed and sorted by PAIR; ValueError if runs do not pair up."""
     import numpy as np
+    import pandas
     need_columns(table, (*PAIR, "method", metric))
+    if metric in PAIR or not pandas.api.types.is_numeric_dtype(table[metric]) and len(table):
+        raise ValueError(f"metric must be a column of numbers, such as accuracy; got '{metric}'.")
     for method in (a, b):
         if method not in set(table["method"]):
             raise ValueError(f"Method '{method}' is not in the table, which has "

@@ -54,9 +54,12 @@ def is_whole(tensor: Tensor) -> bool:
 def whole_number(value, what: str) -> int:
     """A whole number of Python, numpy or torch as Python's own. Raises BankError for anything else, a truth value too."""
     try:
-        return index(None if isinstance(value, bool) else value)
+        number = index(None if isinstance(value, bool) else value)
     except TypeError:
-        raise BankError(f"{what} must be a whole number; got {shown(value)}.") from None
+        number = None
+    if number is None or not -2 ** 63 <= number < 2 ** 63:  # torch takes no larger seed
+        raise BankError(f"{what} must be a whole number; got {shown(value)}.")
+    return number
 
 
 def as_scale(value, dataset: str) -> float:

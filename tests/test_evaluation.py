@@ -363,3 +363,12 @@ def test_what_is_wrong_with_other_methods_does_not_matter():
 def test_importing_loads_neither_pandas_nor_scikit_learn():
     code = "import sys, clip_adapter_lite.evaluation; print(*sorted({'pandas', 'sklearn'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
+
+
+@pytest.mark.parametrize("options, says", [
+    (dict(resamples=0), "resamples must be at least 1; got 0"), (dict(resamples=1e4), "resamples must be a whole number"),
+    (dict(metric="dataset"), "metric must be a column of numbers, such as accuracy; got 'dataset'"),
+    (dict(metric="seed"), "metric must be a column of numbers, such as accuracy; got 'seed'")])
+def test_what_cannot_be_resampled_is_refused(options, says, expect_refused):
+    with expect_refused(says, ValueError):
+        paired_bootstrap(TABLE, "a", "b", **options)

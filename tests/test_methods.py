@@ -452,6 +452,12 @@ def fitted(method):
     return method.fit(toy_episode())
 
 
+@pytest.mark.parametrize("given", [None, toy_episode().support, "caltech101"])
+def test_a_method_is_fitted_to_an_episode(given, expect_refused):
+    with expect_refused("A method is fitted to an Episode; got "):
+        ZeroShot(device="cpu").fit(given)
+
+
 def test_logits_that_overflow_have_no_accuracy(expect_refused):
     episode = toy_episode()
     with expect_refused("30 rows of the scores hold NaN or no finite highest entry", ValueError):

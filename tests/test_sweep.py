@@ -186,6 +186,18 @@ def test_a_sweep_takes_one_of_a_kind_and_numbers_of_numpy(banks):
     pandas.testing.assert_frame_equal(without_time(found), without_time(wanted))
 
 
+@pytest.mark.parametrize("change", [dict(base=None), dict(base=cal.CLIPAdapter), dict(grid=[0.2]), dict(grid="alpha")])
+def test_a_sweep_of_something_else_is_refused(banks, expect_refused, change):
+    with expect_refused("A sweep takes a method and a grid, such as ", ValueError):
+        cal.sweep(banks, **SMALL | change, jobs=1)
+
+
+def test_a_sweep_takes_a_label(banks):
+    wanted = cal.sweep(banks[0], cal.CLIPAdapter(steps=1), {"alpha": [0.5]}, 1, 1, jobs=1)
+    found = cal.sweep(banks[0], "clip-adapter(steps=1)", {"alpha": [0.5]}, 1, 1, jobs=1)
+    pandas.testing.assert_frame_equal(without_time(found), without_time(wanted))
+
+
 def test_nothing_is_chosen_of_nothing(expect_refused):
     table = pandas.DataFrame(columns=["dataset", "backbone", "shots", "alpha", "val_accuracy", "accuracy"])
     with expect_refused("The table has no runs", ValueError):

@@ -6,15 +6,19 @@ from pathlib import Path
 
 from ..banks import FeatureBank
 from ..evaluation import need_runs
-from ..methods import CLIPAdapter, Method, with_settings
-from ..values import plain
+from ..methods import CLIPAdapter, Method, method_named, with_settings
+from ..values import plain, shown
 from .engines import check_engine
 from .runs import COLUMNS, Results, Run, cells, checked, execute, several, tidy
 
 
-def plan_sweep(banks: Iterable[FeatureBank], base: Method, grid: Mapping[str, Sequence], shots: Iterable[int],
+def plan_sweep(banks: Iterable[FeatureBank], base: str | Method, grid: Mapping[str, Sequence], shots: Iterable[int],
                seeds: Iterable[int], *, allow_fewer: bool = False) -> list[Run]:
     """All runs of a sweep, checked before any work. Raises ValueError or BankError, naming what is wrong."""
+    base = method_named(base) if isinstance(base, str) else base
+    if not isinstance(base, Method) or not isinstance(grid, Mapping):
+        raise ValueError("A sweep takes a method and a grid, such as CLIPAdapter() and {'alpha': [0, 0.2]}; got "
+                         f"{shown(base)} and {shown(grid)}.")
     banks, shots, seeds = cells(banks, shots, seeds)
     points = [dict(zip(grid, values)) for values in product(*(map(plain, several(values)) for values in grid.values()))]
     return checked([Run(bank, _at(base, point), s, seed, allow_fewer, point)
@@ -34,7 +38,7 @@ def sweep_columns(grid: Iterable[str]) -> tuple[str, ...]:
     return COLUMNS + tuple(key for key in grid if key not in COLUMNS)
 
 
-def sweep(banks: Iterable[FeatureBank], base: Method = CLIPAdapter(), grid: Mapping[str, Sequence] | None = None,
+def sweep(banks: Iterable[FeatureBank], base: str | Method = CLIPAdapter(), grid: Mapping[str, Sequence] | None = None,
           shots: Iterable[int] = (16,), seeds: Iterable[int] = (1, 2, 3), *, jobs: int = -1, engine: str = "joblib",
           address: str | None = None, out: str | Path | None = None, resume: bool = False, progress: bool = False,
           allow_fewer: bool = False):
@@ -48,7 +52,7 @@ def sweep(banks: Iterable[FeatureBank], base: Method = CLIPAdapter(), grid: Mapp
     accuracy is on the test split: to choose a setting look at val_accuracy. Raises ValueError for an unknown setting.
     """
     import pandas
-    grid = dict(grid or {"alpha": [round(0.1 * i, 1) for i in range(11)]})
+    grid = grid or {"alpha": [round(0.1 * i, 1) for i in range(11)]}
     runs = plan_sweep(banks, base, grid, shots, seeds, allow_fewer=allow_fewer)
     check_engine(engine, jobs, address)
     columns = sweep_columns(grid)

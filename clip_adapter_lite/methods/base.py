@@ -208,6 +208,8 @@ class Method(ABC):
 
     def prepared(self, episode: Episode) -> Episode:
         """The episode, checked, on the method's device in the dtype that methods compute in there."""
+        if not isinstance(episode, Episode):
+            raise BankError(f"A method is fitted to an Episode; got {type(episode).__name__}, so give bank.episode(shots).")
         episode.check()
         device = best_device(self.device)
         return episode.to(device, method_dtype(episode.support.features.dtype, device))
