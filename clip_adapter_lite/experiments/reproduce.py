@@ -180,7 +180,7 @@ def _ours(runs, banks: Sequence[FeatureBank], backbone: str) -> dict[tuple[str, 
     here = runs[runs.dataset.isin([bank.dataset for bank in banks]) & (runs.backbone == backbone)]
     here = here.assign(shots=here.shots.where(~here.method.str.startswith(ZeroShot.name), 0))
     return {(line.dataset, line.method, int(line.shots)): (round(100 * line.mean, 2), round(100 * line.std, 2), line.count)
-            for line in summarise(here).itertuples()}
+            for line in (summarise(here).itertuples() if len(here) else ())}  # there may be no bank of this backbone
 
 
 def _difference(ours: float | None, theirs: float | None, same: bool) -> float | None:
