@@ -1,7 +1,7 @@
 """Frozen backbones: the pocket CLIP, and every CLIP that open_clip can load, behind one small class."""
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,14 @@ class Backbone:
         """1/τ, which the cosines are multiplied with."""
         return float(self.model.logit_scale.exp())
 
-    @property
+    @cached_property
     def width(self) -> int:
-        """D, the width of the features."""
-        projection = self.text_tower.text_projection
-        return projection.out_features if isinstance(projection, torch.nn.Linear) else projection.shape[1]
+        """D, the width of the features: what the image tower says, or gives for one black picture."""
+        if found := getattr(self.model.visual, "output_dim", None):
+            return found
+        size = self.model.visual.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return self.encode_images(torch.zeros(1, 3, height, width)).shape[1]
 
     def tokens(self, texts: Sequence[str]) -> Tensor:
         """Token ids [N, context length] of texts, on the backbone's device."""

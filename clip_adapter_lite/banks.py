@@ -153,7 +153,7 @@ class FeatureBank:
         Raises FileNotFoundError, saying which banks there are and the command that makes this one, if there is none;
         BankError if the file is damaged.
         """
-        path = Path(name)
+        path = Path(name).expanduser()
         if options and not build:
             raise ValueError(f"{', '.join(options)} {'is' if len(options) == 1 else 'are'} for building a bank; add "
                              "build=True.")

@@ -2,19 +2,22 @@
 import hashlib
 import os
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from .backbones import Backbone, classifier_weights
 from .datasets import ImageDataset
-from .encoding import STYLES, Encoder, encoded, open_image, preprocessing
+from .encoding import STYLES, Encoder, encode, encoded, open_image, preprocessing
 from .files import file_hash, versions
 from .shards import Shards
 from .splits import SPLITS, Split
 
+__all__ = ["build", "encode", "open_image", "preprocessing"]  # kept notebooks import the last three from here
 SHARD = 8  # batches in a shard: what a kill can cost, seconds on a GPU and half a minute on two cores
 
 
@@ -75,8 +78,9 @@ def build(dataset: ImageDataset, backbone: Backbone, templates: Sequence[str], *
           views: int, style: str, normalize_each: bool, batch: int, workers: int, seed: int, skip_unreadable: bool,
           progress: bool) -> tuple[dict, Shards | None]:
     """The fields of a `FeatureBank` of the dataset, and the shards to remove once it is saved: see `build_bank`."""
-    encoders = {name: Encoder(backbone, style, views if name == "train" else 1, seed) for name in SPLITS}
+    encoders = {name: Encoder(backbone, style, views if name == "train" else 1, seed, dataset.plain) for name in SPLITS}
     text = classifier_weights(backbone, dataset.classnames, templates, normalize_each=normalize_each)
+    _warn_of_equal_words(dataset, text)
     parts = [_Part(encoders[name], name, dataset.splits[name], batch) for name in SPLITS]
     shards = Shards(Path(f"{out}.parts"), _job(dataset, encoders["train"], batch), force) if out else None
     if shards:
@@ -91,6 +95,7 @@ def build(dataset: ImageDataset, backbone: Backbone, templates: Sequence[str], *
     left_out = f"; {_pictures(len(unreadable), 'unreadable ')} left out" if unreadable else ""
     meta = {"weights_tag": backbone.tag, "protocol": dataset.protocol + left_out, "source": dataset.source,
             "licence": dataset.licence, "preprocessing": preprocessing(backbone, style),
+            "reading": "stored pixels, as CoOp" if dataset.plain else "as viewers show it",
             "normalize_each": normalize_each, "versions": versions()}
     if views > 1:
         meta["views"] = {"count": views, "first": "plain", "others": "random resized crop, mirrored half of the time",
@@ -99,6 +104,16 @@ def build(dataset: ImageDataset, backbone: Backbone, templates: Sequence[str], *
               "templates": templates, "text_features": text, "logit_scale": backbone.logit_scale, "meta": meta,
               "splits": {part.name: part.split() for part in parts}}
     return fields, shards
+
+
+def _warn_of_equal_words(dataset: ImageDataset, text: Tensor) -> None:
+    """Warn, naming them, of classes with the same classifier weights [C, D]."""
+    _, which, counts = text.half().unique(dim=0, return_inverse=True, return_counts=True)
+    for twin in (counts > 1).nonzero().flatten().tolist():
+        names = " and ".join(f"'{dataset.classnames[c]}'" for c in (which == twin).nonzero().flatten().tolist())
+        warnings.warn(f"{dataset.name}: the text tower cannot tell {names} apart (it reads no upper case, and nothing "
+                      "beyond its context length), so neither can zero-shot or a text adapter; give other names in "
+                      "classes.json.", stacklevel=3)
 
 
 def _job(dataset: ImageDataset, encoder: Encoder, batch: int) -> dict:
@@ -115,6 +130,7 @@ def _job(dataset: ImageDataset, encoder: Encoder, batch: int) -> dict:
         weights = file_hash(weights)
     return {"pictures": digest.hexdigest(), "backbone": backbone.name, "weights": str(weights),
             "preprocessing": preprocessing(backbone, encoder.style), "views": encoder.views,
+            "plain": encoder.plain,
             "seed": encoder.seed if encoder.views > 1 else None, "batch": batch, "device": backbone.device.type,
             "versions": {name: version(name) for name in ("torch", "torchvision", "open_clip_torch", "timm", "pillow")}}
 

@@ -1,5 +1,6 @@
 """Pictures to features: opened, preprocessed and encoded, decoding ahead of the tower."""
 import math
+import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .backbones import Backbone
+from .devices import as_array
 from .errors import one_line
 
 # The two preprocessings of the literature, and how much of a picture's area a random training view of each shows.
@@ -15,16 +17,53 @@ STYLES = {"clip": (0.5, 1.0),  # keeps the aspect ratio and crops the middle; vi
           "coop": (0.08, 1.0)}  # squashes both sides; views as in CoOp
 
 
-def open_image(item):
-    """The RGB picture of a path, or the PIL image itself. Raises OSError, naming the file, if it cannot be read."""
+def open_image(item, plain: bool = False):
+    """The RGB picture of a path, an array (bytes [H, W, 3], [H, W, 4] or [H, W]) or a PIL image.
+
+    As viewers show it: upright, 16-bit greys at 8 bits, transparency on white. plain: as CoOp reads the
+    paper's datasets instead, the stored pixels converted. Raises OSError, naming it, if it cannot be read.
+    """
     from PIL import Image
-    if isinstance(item, Image.Image):
-        return item.convert("RGB")
+    shown = (lambda picture: picture.convert("RGB")) if plain else as_seen
+    if hasattr(item, "shape"):
+        return shown(_of_array(item))
     try:
+        if isinstance(item, Image.Image):
+            return shown(item)
         with Image.open(item) as picture:
-            return picture.convert("RGB")
+            return shown(picture)
     except Exception as error:  # PIL raises many types for damaged files
-        raise OSError(f"{item} is not a readable picture ({one_line(error)}); replace or remove it.") from error
+        name = item if isinstance(item, (str, os.PathLike)) else f"what was given, {type(item).__name__},"
+        raise OSError(f"{name} is not a readable picture ({one_line(error)}); replace or remove it.") from error
+
+
+def as_seen(picture):
+    """A PIL image as viewers show it, RGB. Raises ValueError for numbers that have no known black and white."""
+    import numpy
+    from PIL import Image, ImageOps
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith(("I", "F")):  # 16 or 32 bits of grey, or floats
+        values, mode = numpy.asarray(picture, dtype=float), picture.mode
+        white = 65535 if mode.startswith("I;16") or mode == "I" and values.max() > 255 else 255 if mode == "I" else 1
+        if not (0 <= values.min() and values.max() <= white):  # NaN too
+            raise ValueError(f"its numbers run from {values.min():g} to {values.max():g}, and which are black and white is "
+                             "not known, so save it with 8 bits")
+        picture = Image.fromarray((values * (255 / white)).round().astype(numpy.uint8))
+    if picture.has_transparency_data:
+        layer = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return picture.convert("RGB")
+
+
+def _of_array(values):
+    """A PIL image of bytes [H, W, 3] (RGB), [H, W, 4] or [H, W]. Raises OSError, one sentence, for other arrays."""
+    import numpy
+    from PIL import Image
+    values = as_array(values)
+    if values.dtype != numpy.uint8 or values.ndim not in (2, 3) or values.ndim == 3 and values.shape[2] not in (3, 4):
+        raise OSError(f"An array of {values.dtype} of shape {list(values.shape)} is not a readable picture; give a list of "
+                      "paths or PIL images, or bytes (uint8) of shape [H, W, 3] in the order red, green, blue.")
+    return Image.fromarray(values)
 
 
 def preprocessing(backbone: Backbone, style: str = "clip") -> dict:
@@ -36,7 +75,9 @@ def preprocessing(backbone: Backbone, style: str = "clip") -> dict:
     import json
     if style not in STYLES:
         raise ValueError(f"preprocess must be one of {', '.join(STYLES)}; got {style!r}.")
-    facts = json.loads(json.dumps(backbone.model.visual.preprocess_cfg, sort_keys=True))
+    visual = backbone.model.visual
+    known = getattr(visual, "preprocess_cfg", None) or {"size": visual.image_size}  # of a tower built by hand
+    facts = json.loads(json.dumps(known, sort_keys=True))
     return facts if style == "clip" else facts | {"resize_mode": "squash"}
 
 
@@ -69,13 +110,14 @@ class Encoder:
     would give other pixels.
     """
 
-    def __init__(self, backbone: Backbone, style: str = "clip", views: int = 1, seed: int = 1):
+    def __init__(self, backbone: Backbone, style: str = "clip", views: int = 1, seed: int = 1, plain: bool = False):
         from PIL import Image
         from torchvision.transforms import Compose, Normalize
         if views < 1:
             raise ValueError(f"views must be at least 1, the plain picture; got {views}.")
-        self.backbone, self.style, self.views, self.seed = backbone, style, views, seed
-        size, facts = backbone.model.visual.preprocess_cfg["size"], preprocessing(backbone, style)
+        self.backbone, self.style, self.views, self.seed, self.plain = backbone, style, views, seed, plain
+        facts = preprocessing(backbone, style)
+        size = facts["size"]
         self.size = (size, size) if isinstance(size, int) else (size[1], size[0])  # (width, height)
         self.resample = Image.Resampling.BILINEAR if facts.get("interpolation") == "bilinear" else Image.Resampling.BICUBIC
         steps = getattr(backbone.preprocess, "transforms", ())
@@ -89,7 +131,7 @@ class Encoder:
         View 0 is the plain picture; the others depend on (seed, row, view) alone.
         """
         import numpy
-        whole = open_image(item)
+        whole = open_image(item, self.plain)
         pictures = [whole if self.style == "clip" else whole.resize(self.size, self.resample)]
         pictures += [random_view(whole, random.Random(f"{self.seed}/{row}/{view}"), STYLES[self.style], self.size,
                                  self.resample) for view in range(1, self.views)]

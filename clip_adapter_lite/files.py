@@ -22,7 +22,7 @@ def whole(path: str | Path) -> Iterator[Path]:
 
     A failure leaves an older file as it was and nothing else behind. Folders above `path` are made.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
@@ -45,7 +45,7 @@ def write_tensors(tensors: dict[str, Tensor], path: str | Path, metadata: dict[s
     with whole(path) as partial:
         save_file(own, partial, metadata=metadata)
         partial.chmod(0o644)  # safetensors leaves 0600, which nobody else could read in a shared folder
-    return Path(path)
+    return Path(path).expanduser()
 
 
 def tensor_hash(tensors: dict[str, Tensor]) -> str:

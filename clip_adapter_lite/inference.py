@@ -1,5 +1,6 @@
 """Fitted classifiers on disk, and on pictures."""
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -32,7 +33,7 @@ def load_classifier(path: str | Path) -> Classifier:
     Raises FileNotFoundError, or ValueError if the file is not a whole classifier.
     """
     from safetensors import SafetensorError, safe_open
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"There is no classifier file {path}; make one with `clip-adapter-lite fit --out {path}`.")
     try:
@@ -59,14 +60,17 @@ def zero_shot(weights: Tensor, classnames: Sequence[str], backbone: Backbone) ->
                       method=ZeroShot(), origin={"backbone": backbone.name, "weights_tag": backbone.tag})
 
 
-def predict(classifier: Classifier, backbone: Backbone, images: Sequence, top: int = 5) -> list[list[tuple[str, float]]]:
-    """The `top` class names and probabilities, best first, of each picture (a path or a PIL image).
+def predict(classifier: Classifier, backbone: Backbone, images, top: int = 5) -> list[list[tuple[str, float]]]:
+    """The `top` class names and probabilities, best first, of each picture, or of one alone.
 
-    Pictures are preprocessed as those of the bank were that the classifier was fitted on: cropped, or squashed as in CoOp.
+    A picture is a path, a PIL image, or bytes [H, W, 3], and is read as viewers show it. It is preprocessed as those of the
+    bank were that the classifier was fitted on: cropped, or squashed as in CoOp.
 
     Raises ValueError if the classifier was fitted on features of another backbone, other weights or other preprocessing, or
     if top is below 1; OSError, naming the file, for a picture that cannot be read.
     """
+    if isinstance(images, (str, os.PathLike)) or hasattr(images, "convert") or getattr(images, "ndim", 4) < 4:
+        images = [images]
     if top < 1:
         raise ValueError(f"top must be at least 1; got {top}.")
     fitted = classifier.origin

@@ -1,4 +1,5 @@
 """What classes, methods, backbones and numbers of things are called where people read."""
+import unicodedata
 from collections.abc import Iterable
 
 # first four those that colour-blind eyes tell apart best
@@ -18,9 +19,14 @@ def count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
+def composed(name: str) -> str:
+    """The name with its accents in one character each (NFC), whichever way a system wrote them."""
+    return unicodedata.normalize("NFC", name)
+
+
 def as_words(classname: str) -> str:
-    """A class name as a text tower reads it: underscores are spaces."""
-    return classname.replace("_", " ")
+    """A class name as a text tower reads it: underscores are spaces, accents composed."""
+    return composed(classname.replace("_", " "))
 
 
 def prompts(classnames: Iterable[str], template: str) -> list[str]:

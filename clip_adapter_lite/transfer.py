@@ -10,6 +10,7 @@ from .banks import FeatureBank
 from .errors import BankError
 from .methods import Classifier
 from .methods.base import Head
+from .naming import as_words
 from .splits import Split
 
 
@@ -130,7 +131,7 @@ def _check_features(there: dict, bank: FeatureBank) -> None:
 
 
 def _key(name: str) -> str:
-    return " ".join(str(name).replace("_", " ").casefold().split())
+    return " ".join(as_words(str(name)).casefold().split())
 
 
 def _places(names: Iterable[str]) -> dict[str, list[int]]:

@@ -90,7 +90,7 @@ KINDS = {
     "palette": (palette, "png", [[(255, 0, 0), (0, 0, 255)], [(0, 0, 255), (255, 0, 0)]]),
     "CMYK": (lambda: Image.new("CMYK", (2, 2), (0, 255, 255, 0)), "tiff", [[(255, 0, 0)] * 2] * 2),
     "black and white": (lambda: Image.fromarray(GREY > 100), "png", [[(0,) * 3, (0,) * 3], [(255,) * 3, (255,) * 3]]),
-    "with transparency": (lambda: Image.new("RGBA", (2, 2), (9, 8, 7, 0)), "png", [[(9, 8, 7)] * 2] * 2),
+    "with transparency": (lambda: Image.new("RGBA", (2, 2), (9, 8, 7, 0)), "png", [[(255,) * 3] * 2] * 2),
 }
 
 

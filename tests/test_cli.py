@@ -1,7 +1,10 @@
 """The command line, as typed: what it prints and writes, and one sentence for every mistake."""
 import csv
+import os
 import re
+import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,7 +22,7 @@ OPTIONS = {
     "banks": ["--backbone"], "info": [],
     "compare": ["--banks", "--methods", "--shots", "--seeds", "--backbone", "--out", "--resume", "--jobs",
                 "--engine", "--address", "--allow-fewer"],
-    "fit": ["--bank", "--out", "--method", "--shots", "--seed", "--backbone"],
+    "fit": ["--bank", "--out", "--method", "--shots", "--seed", "--backbone", "--allow-fewer"],
     "predict": ["--classes", "--classifier", "--template", "--top", "--backbone"]}
 BANKS = ("caltech101", "cifar10", "dtd10", "fashion-mnist", "grocery", "gtsrb", "pacs-art", "pacs-cartoon", "pacs-photo",
          "pacs-sketch", "rsscn7", "sun18")
@@ -302,3 +305,72 @@ def test_predict_refuses(fails, tmp_path, boot):
     assert "Unknown backbone 'other'" in fails("predict", path, "--classes", "a,b", "--backbone", "other")
     (tmp_path / "text.png").write_text("no picture")
     assert "text.png is not a readable picture" in fails("predict", tmp_path / "text.png", "--classes", "a,b")
+
+
+# ── what was computed is kept, whatever comes after ───────────────────────────────────────────────────────────────
+
+
+def test_fit_keeps_the_classifier_of_a_bank_without_test_images(run, toy_bank, tmp_path):
+    bank = toy_bank(backbone="mine").save(tmp_path / "bank.safetensors")
+    loaded = cal.FeatureBank.load(bank)
+    splits = loaded.splits | {"test": loaded.splits["test"].take(torch.tensor([], dtype=torch.long))}
+    replace(loaded, splits=splits).save(bank)
+    said = run("fit", "--bank", bank, "--shots", 2, "--method", "clip-adapter(alpha=0.2,steps=2)", "--out",
+               tmp_path / "a.safetensors")
+    assert "test accuracy not measured" in said
+    assert cal.load_classifier(tmp_path / "a.safetensors").alpha == 0.2
+
+
+def test_fit_takes_what_there_is_when_told_so(run, fails, toy_bank, tmp_path):
+    bank = toy_bank(backbone="mine", train=3).save(tmp_path / "bank.safetensors")
+    words = ["fit", "--bank", bank, "--shots", 9, "--method", "zero-shot", "--out", tmp_path / "a.safetensors"]
+    assert "--allow-fewer" in fails(*words)
+    assert "on 30 images" in run(*words, "--allow-fewer")
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_an_output_without_alpha_gets_a_stand_in(encoding, tmp_path):
+    words = ["fit", "--bank", "pacs-photo", "--shots", "1", "--method", "clip-adapter(alpha=0.2,steps=2)", "--out"]
+    done = subprocess.run([sys.executable, "-m", "clip_adapter_lite", *words, str(tmp_path / "a.safetensors")],
+                          capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"})
+    assert done.returncode == 0 and (tmp_path / "a.safetensors").exists()
+    assert "alpha = 0.20" in " ".join(done.stdout.decode(encoding).split())
+
+
+@pytest.mark.parametrize("error", [FloatingPointError("The loss is nan."), ModuleNotFoundError("Ray is not installed."),
+                                   PermissionError("No."), IsADirectoryError("A folder.")],
+                         ids=lambda error: type(error).__name__)
+def test_every_error_that_can_be_mended_is_one_sentence(fails, monkeypatch, error):
+    def fail():
+        raise error
+    monkeypatch.setattr(cli, "app", fail)
+    assert fails("banks") == f"Error: {error}"
+
+
+def test_one_unreadable_picture_does_not_keep_the_others_from_being_named(boot, tmp_path, capsys, monkeypatch):
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no picture")
+    monkeypatch.setattr(sys, "argv", ["clip-adapter-lite", "predict", str(bad), str(boot[0]), "--classes", "boot, tree"])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    said = capsys.readouterr()
+    assert stopped.value.code == 2 and "bad.png is not a readable picture" in said.err
+    assert "boot.png" in said.out and "%" in said.out and "bad.png" not in said.out
+
+
+@pytest.mark.parametrize("name", ["study.json", "study.png", "STUDY.PNG", "folder"])
+def test_a_table_that_its_companions_would_overwrite_is_refused_before_any_work(fails, tmp_path, monkeypatch, name):
+    (tmp_path / "folder").mkdir()
+    monkeypatch.setattr(Run, "__call__", lambda self: pytest.fail("a run was started"))
+    said = fails("compare", "--banks", "pacs-photo", "--methods", "zero-shot", "--shots", 1, "--seeds", 1, "--jobs", 1,
+                 "--out", tmp_path / name)
+    assert "cannot be the results' table" in said and ".csv" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_bank_with_a_comma_in_its_name_stands_in_quotes(run, toy_bank, cache, tmp_path):
+    for name in ("cats, dogs", "other"):
+        toy_bank(dataset=name, backbone="mine").save(cache / "banks" / "mine" / f"{name}.safetensors")
+    run("compare", "--backbone", "mine", "--banks", "other,'cats, dogs'", "--methods", "zero-shot", "--shots", 1, "--seeds",
+        1, "--jobs", 1, "--out", tmp_path / "c.csv")
+    assert {row["dataset"] for row in rows_of(tmp_path / "c.csv")} == {"cats, dogs", "other"}

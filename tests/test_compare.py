@@ -38,7 +38,8 @@ def test_one_row_for_each_bank_method_shots_and_seed_in_that_order(banks):
 
 
 @pytest.mark.parametrize("shots, seeds", [(2, 1), (numpy.int64(2), torch.tensor(1)), (numpy.array([2]), range(1, 2)),
-                                          ((s for s in [2]), pandas.Series([1])), (torch.tensor([2]), {1})], ids=str)
+                                          ((s for s in [2]), pandas.Series([1])), (torch.tensor([2]), {1})],
+                         ids=["numbers", "scalars", "arrays", "columns", "sets"])
 def test_one_of_a_kind_need_not_be_in_a_list(banks, shots, seeds):
     wanted = cal.compare([banks[0]], ["zero-shot"], [2], [1])
     for bank, method in ((banks[0], "zero-shot"), ([banks[0]], cal.ZeroShot()), ((b for b in banks[:1]), ("zero-shot",))):

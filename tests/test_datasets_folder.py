@@ -1,5 +1,6 @@
 """Your own folder of pictures."""
 import json
+import unicodedata
 from collections import Counter
 
 import pytest
@@ -144,8 +145,8 @@ def test_too_few_pictures_to_split_are_refused_with_the_class(root, expect_refus
 def test_folders_beside_train_that_would_be_overlooked_are_refused(parted, expect_refused):
     touch(parted, "documents/readme.txt")  # no pictures, no harm
     assert sizes(load_dataset("folder", parted)) == (10, 4, 6)
-    fill(parted, "valid/dog", 3)
-    with expect_refused("holds pictures in 'valid' beside train; only train, val and test are read"):
+    fill(parted, "more/dog", 3)
+    with expect_refused("holds pictures in 'more' beside train; only train, val and test are read"):
         load_dataset("folder", parted)
 
 
@@ -159,3 +160,42 @@ def test_a_test_folder_of_empty_classes_is_refused(parted, expect_refused):
     (parted / "test/dog").mkdir(parents=True)
     with expect_refused("has class folders but no pictures"):
         load_dataset("folder", parted)
+
+
+@pytest.mark.parametrize("train, val, test", [
+    ("Training", None, "Testing"), ("Train", "Valid", "Test"), ("training_set", None, "test_set"),
+    ("seg_train/seg_train", None, "seg_test/seg_test"), ("TRAIN", "validation", "TEST")])
+def test_parts_go_by_the_names_that_others_give_them(tmp_path, train, val, test):
+    for part, many in ((train, 5), (val, 3), (test, 2)):
+        for kind in ("cat", "dog"):
+            if part:
+                fill(tmp_path / "pets", f"{part}/{kind}", many)
+    data = load_dataset("folder", tmp_path / "pets")
+    assert data.classnames == ("cat", "dog")
+    assert sizes(data) == ((10, 6, 4) if val else (8, 2, 4))
+
+
+def test_two_folders_for_one_part_are_refused(parted, expect_refused):
+    fill(parted, "Training/dog", 3)
+    with expect_refused("two folders for train"):
+        load_dataset("folder", parted)
+
+
+def test_pictures_of_formats_that_are_not_read_are_counted(root):
+    fill(root, "dog", 3, ".HEIC")
+    fill(root, "grey_cat", 2, ".avif")
+    fill(root, "dog", 11, ".jfif")
+    data = load_dataset("folder", root)
+    assert data.protocol.endswith("; 3 .heic, 2 .avif left out, which are not read: convert them to JPEG or PNG")
+    assert sum(sizes(data)) == 31
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_class_names_are_read_in_every_utf_and_with_accents_of_either_form(root, encoding):
+    (root / "dog").rename(root / unicodedata.normalize("NFD", "chi\u00ebn"))
+    (root / "classes.json").write_text(json.dumps({"chi\u00ebn": "a \u00fc dog"}, ensure_ascii=False), encoding=encoding)
+    assert load_dataset("folder", root).classnames == ("a \u00fc dog", "grey cat")
+
+
+def test_own_pictures_are_read_as_viewers_show_them(root):
+    assert not load_dataset("folder", root).plain

@@ -20,7 +20,7 @@ from clip_adapter_lite.experiments.reference import METHODS as REFERENCE
 from clip_adapter_lite.inference import load_classifier, save_classifier
 from clip_adapter_lite.manifold import fitted_features
 from clip_adapter_lite.methods import METHODS, coop, method_named, with_settings
-from clip_adapter_lite.methods.labels import listed, setting_value
+from clip_adapter_lite.methods.labels import listed, names_listed, setting_value
 from clip_adapter_lite.methods.tip_adapter import TipAdapter
 from clip_adapter_lite.methods.zero_shot import ZeroShotHead
 
@@ -656,3 +656,14 @@ def test_a_setting_that_cannot_be_is_refused(method, settings):
     with pytest.raises(ValueError, match=setting) as error:
         method(**settings)
     assert one_sentence(error) and str(value) in str(error.value)
+
+
+@pytest.mark.parametrize("text, parts", [
+    ("a, b", ["a", "b"]), ("'cats, dogs', x", ["cats, dogs", "x"]), ('"cats, dogs"', ["cats, dogs"]),
+    ("child's toy, dog's bowl", ["child's toy", "dog's bowl"]), ("f(x, y), z", ["f(x, y)", "z"]), (" , ", []), ("'", ["'"])])
+def test_names_in_a_list_may_hold_commas_in_quotes(text, parts):
+    assert names_listed(text) == parts
+
+
+def test_a_setting_in_quotes_may_hold_commas():
+    assert method_named("coop(words='a photo, of', context_length=8)") == CoOp(words="a photo, of", context_length=8)

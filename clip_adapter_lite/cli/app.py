@@ -1,4 +1,6 @@
 """What all commands share: the application, the console, and how lists are read from options."""
+from typing import Annotated
+
 import typer
 from rich.console import Console
 
@@ -6,6 +8,7 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", pretty_exce
                   help="Few-shot adaptation of CLIP on frozen features: CLIP-Adapter and what it is judged against.\n\n"
                        "Start with `clip-adapter-lite banks`, then `clip-adapter-lite compare`.")
 console = Console()
+AllowFewer = Annotated[bool, typer.Option("--allow-fewer", help="Take what there is of a class with too few images.")]
 
 
 def numbers(text: str, option: str) -> list[int]:

@@ -5,10 +5,12 @@ from typing import Annotated
 import typer
 
 from ..banks import FeatureBank
+from ..encoding import open_image
 from ..inference import load_classifier, save_classifier, zero_shot
 from ..inference import predict as use
 from ..methods import METHODS, method_named
-from .app import app, console
+from ..methods.labels import names_listed
+from .app import AllowFewer, app, console
 
 
 @app.command()
@@ -20,29 +22,33 @@ def fit(
     shots: Annotated[int, typer.Option(help="Training images per class.")] = 16,
     seed: Annotated[int, typer.Option(help="Which few-shot draw.")] = 1,
     backbone: Annotated[str, typer.Option(help="Whose bank to load.")] = "pocket",
+    allow_fewer: AllowFewer = False,
 ):
     """Fit one method to one bank and keep the classifier, for `predict`.
 
     Example: `clip-adapter-lite fit --bank pacs-photo --method clip-adapter --shots 16 --out photo.safetensors`
     """
-    from ..plots import features_of
+    from ..naming import features_of
     loaded = FeatureBank.load(bank, backbone)
-    episode = loaded.episode(shots, seed)
+    episode = loaded.episode(shots, seed, allow_fewer=allow_fewer)
     fitted = method_named(method).fit(episode)
+    saved = save_classifier(fitted, out)  # before anything is measured or printed, which can fail
     facts = [f"α = {fitted.alpha:.2f}"] if fitted.alpha is not None else []
     if fitted.val_accuracy is not None:
         facts.append(f"validation accuracy {100 * fitted.val_accuracy:.1f} %")
-    facts.append(f"test accuracy {100 * fitted.accuracy(episode.test):.1f} % on {len(episode.test)} images")
+    facts.append(f"test accuracy {100 * fitted.accuracy(episode.test):.1f} % on {len(episode.test)} images"
+                 if len(episode.test) else "test accuracy not measured, as the bank has no test images")
     console.print(f"{fitted.method.label} on {loaded.dataset}, {shots} shots, seed {seed}: {', '.join(facts)} "
                   f"(features: {features_of(backbone)}).", highlight=False)
-    console.print(f"Wrote {save_classifier(fitted, out)}; use it with "
+    console.print(f"Wrote {saved}; use it with "
                   f"`clip-adapter-lite predict IMAGES… --classifier {out}`.", highlight=False)
 
 
 @app.command()
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Pictures.", show_default=False)],
-    classes: Annotated[str, typer.Option(help="Zero-shot class names, with commas: \"cat, dog\".")] = "",
+    classes: Annotated[str, typer.Option(help="Zero-shot class names, with commas: \"cat, dog\"; a name that holds "
+                                           "one stands in quotes.")] = "",
     classifier: Annotated[Path | None, typer.Option(help="A file from `fit`, instead of --classes.")] = None,
     template: Annotated[list[str], typer.Option(help="Prompt(s) with {} for the class name, for --classes.")] =
         ("a photo of a {}.",),
@@ -54,23 +60,34 @@ def predict(
     Example: `clip-adapter-lite predict cat.jpg --classes "cat, dog, bird"`
     """
     from ..backbones import classifier_weights, load_backbone
-    from ..plots import features_of
+    from ..naming import features_of
     if bool(classes) == bool(classifier):
         raise ValueError("Give either --classes \"cat, dog\" for zero-shot or --classifier FILE for a fitted classifier.")
-    absent = [str(p) for p in images if not p.is_file()]
-    if absent:
+    images = [image.expanduser() for image in images]
+    if absent := [str(image) for image in images if not image.is_file()]:
         raise FileNotFoundError(f"No such picture: {', '.join(absent[:5])}; check the path.")
     if classifier:
         fitted = load_classifier(classifier)
         model = load_backbone(fitted.origin["backbone"], fitted.origin["weights_tag"] or None)
     else:
         model = load_backbone(backbone)
-        wanted = tuple(name.strip() for name in classes.split(",") if name.strip())
+        wanted = tuple(names_listed(classes))
         if not wanted:
             raise ValueError(f"--classes '{classes}' holds no name; write for example --classes \"cat, dog\".")
         fitted = zero_shot(classifier_weights(model, wanted, template), wanted, model)
-    for image, found in zip(images, use(fitted, model, images, top)):
+    opened, unreadable = [], []
+    for image in images:
+        try:
+            opened.append((image, open_image(image)))
+        except OSError as error:
+            unreadable.append(str(error))
+    answers = use(fitted, model, [picture for _, picture in opened], top) if opened else ()
+    for (image, _), found in zip(opened, answers):
         console.print(str(image), style="bold", markup=False, highlight=False, soft_wrap=True)
         for name, probability in found:
             console.print(f"  {100 * probability:5.1f} %  {name}", markup=False, highlight=False)
     console.print(f"(features: {features_of(model.name)}; {fitted.method.label})", style="dim", highlight=False)
+    if unreadable:
+        raise OSError(unreadable[0] if len(unreadable) == 1 else
+                      f"{len(unreadable)} of {len(images)} pictures could not be read, the others are named above: "
+                      f"{'; '.join(why.rstrip('.') for why in unreadable[:5])}.")

@@ -38,7 +38,7 @@ def reproduce(
     """
     from ..experiments.reproduce import banks_in
     from ..experiments.reproduce import reproduce as run
-    from ..plots import features_of
+    from ..naming import features_of
     folder = banks or cache_folder() / "banks" / backbone
     with console.status("reading banks"):
         found = banks_in(folder) if banks or folder.is_dir() else []

@@ -9,19 +9,19 @@ from rich.table import Table
 from ..banks import FeatureBank
 from ..experiments.engines import ENGINES
 from ..methods import METHODS, CoOp, method_named
-from ..methods.labels import listed, setting_value
-from .app import app, console, numbers
+from ..methods.labels import listed, names_listed, setting_value
+from .app import AllowFewer, app, console, numbers
 
+Banks = Annotated[str, typer.Option(help="Names or paths of banks, with commas; a name that holds one stands in quotes.")]
 Jobs = Annotated[int, typer.Option(help="Processes; -1 for one a core.")]
 Engine = Annotated[str, typer.Option(help=f"{' or '.join(ENGINES)}: processes of this machine, or Ray's workers.")]
 Address = Annotated[str, typer.Option(help="With --engine ray: a cluster's address, or auto; none starts Ray here.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Keep the finished runs of --out and do the rest.")]
-AllowFewer = Annotated[bool, typer.Option("--allow-fewer", help="Take what there is of a class with too few images.")]
 
 
 @app.command()
 def compare(
-    banks: Annotated[str, typer.Option(help="Names or paths of banks, with commas.")] = "caltech101,pacs-cartoon,dtd10",
+    banks: Banks = "caltech101,pacs-cartoon,dtd10",
     methods: Annotated[str, typer.Option(help=f"Of {', '.join(METHODS)}; with commas. Settings stand in "
                                               "brackets, as in tables: tip-adapter(finetune=true).")] =
         "zero-shot,linear-probe,coop,clip-adapter",
@@ -44,7 +44,8 @@ def compare(
     from .. import plots
     from ..experiments.compare import compare as run
     from ..experiments.compare import pending, summarise
-    loaded = [FeatureBank.load(name, backbone) for name in listed(banks)]
+    out = out.expanduser()
+    loaded = [FeatureBank.load(name, backbone) for name in names_listed(banks)]
     study = dict(banks=loaded, methods=listed(methods), shots=numbers(shots, "--shots"), seeds=numbers(seeds, "--seeds"),
                  allow_fewer=allow_fewer)
     console.print(pending(**study, out=out if resume else None))
@@ -110,7 +111,7 @@ def grid_axis(text: str) -> tuple[str, list]:
 
 @app.command()
 def sweep(
-    banks: Annotated[str, typer.Option(help="Names or paths of banks, with commas.")] = "dtd10",
+    banks: Banks = "dtd10",
     method: Annotated[str, typer.Option(help=f"Whose settings to vary: one of {', '.join(METHODS)}.")] = "clip-adapter",
     grid: Annotated[list[str], typer.Option(help="A setting and its values; give the option once for each setting.")] =
         ("alpha=0,0.2,0.4,0.6,0.8,1", "reduction=1,4,32"),
@@ -135,7 +136,8 @@ def sweep(
     from ..experiments.sweep import chosen_on_validation, plan_sweep
     from ..experiments.sweep import sweep as run
     axes = dict(map(grid_axis, grid))
-    study = dict(banks=[FeatureBank.load(name, backbone) for name in listed(banks)], base=method_named(method), grid=axes,
+    loaded = [FeatureBank.load(name, backbone) for name in names_listed(banks)]
+    study = dict(banks=loaded, base=method_named(method), grid=axes,
                  shots=numbers(shots, "--shots"), seeds=numbers(seeds, "--seeds"), allow_fewer=allow_fewer)
     console.print(f"{len(plan_sweep(**study))} runs: {len(study['banks'])} bank(s) × "
                   f"{' × '.join(f'{len(values)} {name}' for name, values in axes.items())} × {len(study['shots'])} shots × "

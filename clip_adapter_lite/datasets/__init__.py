@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import BankError, one_line
 from . import archives, imagenet, official
-from .base import ImageDataset, complete, split_by_hash
+from .base import ImageDataset, complete, split_by_hash, unread
 from .coop import read_split
 from .fashion_mnist import fashion_mnist
 from .folder import own_folder
@@ -74,6 +74,7 @@ def load_dataset(name: str, root: str | Path, *, download: bool = False, allow_m
     if name == "folder":
         classnames, splits, protocol = own_folder(root, seed, allow_missing)
         about["name"] = root.resolve().name or name
+        protocol = "; ".join(filter(None, [protocol, unread(root)]))
         return ImageDataset(**about, classnames=classnames, splits=splits, protocol=protocol)
     folder, coops = place(name, root)
     if folder is None and download:
@@ -96,7 +97,8 @@ def load_dataset(name: str, root: str | Path, *, download: bool = False, allow_m
             raise BankError(f"{facts['title']} in {folder} could not be read ({type(error).__name__}: {one_line(error)}); "
                             f"what belongs there: {facts['by_hand']}.") from error
     classnames, splits, note = complete(name, classnames, splits, allow_missing, None if listed else facts["pictures"])
-    return ImageDataset(**about, classnames=classnames, splits=splits, protocol=f"{protocol}; {note}" if note else protocol)
+    return ImageDataset(**about, classnames=classnames, splits=splits, plain=True,
+                        protocol=f"{protocol}; {note}" if note else protocol)
 
 
 def _how(name: str) -> str:

@@ -12,14 +12,18 @@ from ..errors import BankError
 from ..splits import SPLITS, drawn, rank
 
 Item = tuple[Any, int]  # a picture's path, or the PIL image itself, and its label
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm")
+
+UNREAD = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".psd", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw", ".exr",
+          ".pdf", ".mp4", ".mov")  # pictures too, in people's eyes: counted when they are left out
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImageDataset:
     """Pictures by split. splits maps "train", "val" and "test" to lists of (path or PIL image, label).
 
-    protocol: how it was split, in words. source: where the pictures come from. Raises BankError for a wrong label.
+    protocol: how it was split, in words. source: where the pictures come from. plain: pictures are read as CoOp reads the
+    paper's datasets (stored pixels), not as viewers show them. Raises BankError for a wrong label.
     """
     name: str
     classnames: tuple[str, ...]
@@ -28,6 +32,7 @@ class ImageDataset:
     protocol: str
     source: str
     licence: str = "unknown"
+    plain: bool = False
 
     def __post_init__(self):
         for split in SPLITS:
@@ -117,6 +122,14 @@ def pictures(folder: Path) -> list[Path]:
         found += [Path(place, name) for name in sorted(files)
                   if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
     return found
+
+
+def unread(folder: Path) -> str:
+    """What lies under `folder` of formats that are not read, in words; "" if nothing does."""
+    found = Counter(Path(name).suffix.lower() for _, _, files in os.walk(folder) for name in files
+                    if name.lower().endswith(UNREAD) and not name.startswith("."))
+    many = ", ".join(f"{count} {suffix}" for suffix, count in found.most_common())
+    return f"{many} left out, which are not read: convert them to JPEG or PNG" if many else ""
 
 
 def folder_items(root: Path, classes: Sequence[str]) -> list[Item]:

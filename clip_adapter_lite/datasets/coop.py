@@ -13,8 +13,9 @@ def read_split(path: Path, images: Path) -> tuple[tuple[str, ...], dict[str, lis
     Raises BankError if the file is not such a split, or a label goes by two names.
     """
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-        splits = {part: [(images / file, int(label)) for file, label, _ in rows[part]] for part in SPLITS}
+        rows = json.loads(path.read_bytes())
+        splits = {part: [(images / str.replace(file, "\\", "/"), int(label)) for file, label, _ in rows[part]]
+                  for part in SPLITS}
         named = sorted({(int(label), str(name)) for part in SPLITS for _, label, name in rows[part]})
     except (ValueError, KeyError, TypeError) as error:
         raise BankError(f"{path} is not one of CoOp's split files ({type(error).__name__}), which hold train, val and test "

@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 from ..errors import BankError, one_line
-from ..naming import as_words
+from ..naming import as_words, composed
 from ..splits import SPLITS
 from .base import SUFFIXES, Item, folder_items, hold_out, pictures, split_by_hash
 
@@ -18,26 +18,50 @@ def own_folder(root: Path, seed: int, allow_missing: bool = False) -> tuple[tupl
     Names are the folders' with underscores as spaces, or those that `root/classes.json` gives: {"folder": "name"}.
     allow_missing leaves out classes without a picture. Raises BankError, one sentence, for what cannot be right.
     """
-    given = [part for part in SPLITS if (root / part).is_dir() and _subfolders(root / part)]
+    given = _parts(root)
     if given and "train" not in given:
-        raise BankError(f"{root} has a folder {given[0]} with classes but no folder train; {LAYOUT}.")
-    others = [name for name in _subfolders(root) if given and name not in SPLITS and pictures(root / name)]
+        raise BankError(f"{root} has a folder {next(iter(given.values())).name} with classes but no folder train; {LAYOUT}.")
+    others = [name for name in _subfolders(root)
+              if given and part_named(name) not in given and pictures(root / name)]
     if others:
         raise BankError(f"{root} holds pictures in {_few(others)} beside train; only train, val and test are read, so "
                         "rename or move the rest.")
-    top = root / "train" if given else root
-    classes = _classes(top, allow_missing)
-    items = {part: _part(root / part, classes) for part in given} or {"train": folder_items(root, classes)}
+    classes = _classes(given.get("train", root), allow_missing)
+    items = {part: _part(given[part], classes) for part in given} or {"train": folder_items(root, classes)}
     whose = f"own {' and '.join(given)} folder{'s' if len(given) > 1 else ''}" if given else "one folder a class"
     if len(items) == 1:
         splits, how = _by_rule(items["train"], classes, seed), RULE
     elif len(items) == 2:  # a lone val folder is what the classifier is judged on, as ImageNet's is
         train, val = hold_out(items["train"], seed)
-        splits = {"train": train, "val": val, "test": items[given[1]]}
-        how = f"{'val as test, ' if given[1] == 'val' else ''}a fifth of train for validation"
+        splits = {"train": train, "val": val, "test": items[list(given)[1]]}
+        how = f"{'val as test, ' if 'val' in given else ''}a fifth of train for validation"
     else:
         return _names(root, classes), items, "own train, val and test folders"
     return _names(root, classes), splits, f"{whose}, {how}, by hash, seed {seed}"
+
+
+def part_named(name: str) -> str | None:
+    """The split that a folder's name stands for: "Training", "seg_test", "training_set", "valid" …; None for others."""
+    words = name.lower().replace("-", "_").removeprefix("seg_").removesuffix("_set").removesuffix("_data")
+    return {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
+            "test": "test", "testing": "test"}.get(words)
+
+
+def _parts(root: Path) -> dict[str, Path]:
+    """The folders of `root` that are splits and hold folders themselves, by split; of one in itself, the inner.
+
+    Raises BankError if two stand for the same split.
+    """
+    found: dict[str, Path] = {}
+    for name in _subfolders(root):
+        part, folder = part_named(name), root / name
+        if part and _subfolders(folder) == [name]:  # seg_train/seg_train/…
+            folder = folder / name
+        if part and _subfolders(folder):
+            if part in found:
+                raise BankError(f"{root} has two folders for {part}, {found[part].name} and {name}; keep one.")
+            found[part] = folder
+    return {part: found[part] for part in SPLITS if part in found}
 
 
 def _subfolders(folder: Path) -> list[str]:
@@ -83,11 +107,13 @@ def _names(root: Path, classes: list[str]) -> tuple[str, ...]:
     path = root / "classes.json"
     if path.is_file():
         try:
-            given = json.loads(path.read_text(encoding="utf-8"))
+            given = json.loads(path.read_bytes())  # any UTF, with a mark or without
         except ValueError as error:
             raise BankError(f"{path} is not JSON ({one_line(error)}); write {{\"folder\": \"class name\", …}}.") from error
         if not isinstance(given, dict) or not all(isinstance(name, str) and name.strip() for name in given.values()):
             raise BankError(f"{path} must hold {{\"folder\": \"class name\", …}}.")
+        folders = {composed(folder): folder for folder in classes}  # a Mac's accents are characters of their own
+        given = {folders.get(composed(folder), folder): name for folder, name in given.items()}
         if unknown := sorted(set(given) - set(classes)):
             raise BankError(f"{path} names {_few(unknown)}, which is no class folder with pictures; the folders are "
                             f"{_few(classes)}.")

@@ -121,6 +121,10 @@ class Results:
     """
 
     def __init__(self, path: Path, runs: Sequence[Run], resume: bool, columns: Sequence[str] = COLUMNS):
+        path = path.expanduser()
+        if path.is_dir() or path.suffix.lower() in (".json", ".png"):  # the table's companions have these names
+            raise ValueError(f"{path} cannot be the results' table, beside which a .json and a .png are written; give a "
+                             f"file such as {path.with_suffix('.csv')}.")
         self.path, self.about_path, self.columns = path, path.with_suffix(".json"), tuple(columns)
         self.about = {
             "banks": {f"{r.bank.dataset} ({r.bank.backbone})": r.bank.hash for r in runs},

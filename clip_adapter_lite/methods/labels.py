@@ -37,15 +37,25 @@ def with_settings(method: Method, settings: Mapping) -> Method:
 
 
 def listed(text: str) -> list[str]:
-    """The parts of a list; a comma inside brackets divides nothing."""
-    parts, depth = [""], 0
+    """The parts of a list; a comma inside brackets, or inside quotes around a part or a value, divides nothing."""
+    parts, depth, quote = [""], 0, ""
     for letter in text:
-        depth += (letter == "(") - (letter == ")")
-        if letter == "," and depth == 0:
+        opens = letter in "\"'" and parts[-1].rstrip()[-1:] in ("", "=", "(")  # not the apostrophe of a word
+        if quote:
+            quote = "" if letter == quote else quote
+        elif opens:
+            quote = letter
+        depth += (letter == "(") - (letter == ")") if not quote else 0
+        if letter == "," and depth == 0 and not quote:
             parts.append("")
         else:
             parts[-1] += letter
     return [part.strip() for part in parts if part.strip()]
+
+
+def names_listed(text: str) -> list[str]:
+    """The names of a list; one that holds a comma stands in quotes: `dtd10, 'cats, dogs'`."""
+    return [part[1:-1] if len(part) > 1 and part[0] == part[-1] and part[0] in "\"'" else part for part in listed(text)]
 
 
 def setting_value(text: str):
