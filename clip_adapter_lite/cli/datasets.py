@@ -30,7 +30,7 @@ def datasets(
         raise FileNotFoundError(f"No folder {root}; --root is the folder that holds the datasets.")
     if name:
         for one in name:
-            console.print(_whole(one, root), "")
+            console.print(_all_facts(one, root), "")
     else:
         console.print(_overview(root))
         console.print("Of one, its licence and source, what to fetch and where it goes: clip-adapter-lite datasets NAME\n"
@@ -45,11 +45,11 @@ def _overview(root: Path | None) -> Table:
         table.add_column(title, justify=side, no_wrap=True)
     for name, facts in TABLE.items():
         table.add_row(name, _number(facts["classes"]), _sizes(facts, "/"), facts["size"],
-                      root and _there(name, root) or _fetch(name))
+                      root and _presence(name, root) or _way_to_get(name))
     return table
 
 
-def _whole(name: str, root: Path | None) -> Table:
+def _all_facts(name: str, root: Path | None) -> Table:
     facts, folders = TABLE[name], [f"ROOT/{folder}" for folder in TABLE[name]["folders"]]
     table = Table(title=f"{name}: {facts['title']}", title_justify="left", show_header=False)
     table.add_column(no_wrap=True)
@@ -58,7 +58,7 @@ def _whole(name: str, root: Path | None) -> Table:
             "train / val / test": _sizes(facts, " / "), "prompt": "; ".join(facts["templates"]), "size": facts["size"],
             "licence": facts["licence"], "source": facts["source"], "looked for": ", ".join(folders),
             "CoOp's split": facts["split_json"] and f"ROOT/{facts['split_json']}", "by hand": facts["by_hand"],
-            "there?": root and folders and (_there(name, root) or "no"),
+            "there?": root and folders and (_presence(name, root) or "no"),
             "build": f"clip-adapter-lite build --dataset {name} --root ROOT --backbone RN50-quickgelu"
                      f"{' --download' if downloadable(name) else ''}"}
     for title, text in rows.items():
@@ -67,13 +67,13 @@ def _whole(name: str, root: Path | None) -> Table:
     return table
 
 
-def _there(name: str, root: Path) -> str:
+def _presence(name: str, root: Path) -> str:
     """"" if it is not, or for your own pictures."""
     folder, coops = place(name, root)
     return "" if folder is None else "with CoOp's split" if coops else "yes"
 
 
-def _fetch(name: str) -> str:
+def _way_to_get(name: str) -> str:
     return "--download" if downloadable(name) else "by hand" if TABLE[name]["folders"] else ""
 
 

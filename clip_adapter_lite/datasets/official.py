@@ -41,7 +41,7 @@ FIFTH = "a fifth of train for validation by hash, seed {}"
 def listed(name: str, folder: Path, seed: int) -> Read:
     """Datasets with official lists of pictures; where none is for validation, a fifth of train is, as in CoOp."""
     kind, called, parts = LISTED[name]
-    with _called(folder, called) as root:
+    with _linked_as(folder, called) as root:
         data = {part: _torchvision(kind, root, split=part) for part in parts}
         items = {part: _items(d, folder, Path(root, called)) for part, d in data.items()}
     names = folder / "cat_to_name.json"  # flowers: CoOp's file, which torchvision before 0.22 has no names without
@@ -71,7 +71,7 @@ def foldered(name: str, folder: Path, seed: int) -> Read:
 
 def sun397(name: str, folder: Path, seed: int) -> Read:
     """SUN397: the official partition 1 where its lists lie beside the folder, else CoOp's rule over all pictures."""
-    with _called(folder, "SUN397") as root:
+    with _linked_as(folder, "SUN397") as root:
         data = _torchvision("SUN397", root)
         items = sorted(_items(data, folder, Path(root, "SUN397")))  # torchvision gives them in the disk's order
     classes = tuple(" ".join(reversed(c.split("/"))) for c in data.classes)  # "apartment_building/outdoor"
@@ -118,7 +118,7 @@ def _items(data, folder: Path, seen: Path) -> list[Item]:
 
 
 @contextmanager
-def _called(folder: Path, name: str) -> Iterator[Path]:
+def _linked_as(folder: Path, name: str) -> Iterator[Path]:
     """A root in which torchvision finds `folder` as `name`: its own, or a temporary one with a link (CoOp's layout)."""
     parts = Path(name).parts
     if folder.parts[-len(parts):] == parts:

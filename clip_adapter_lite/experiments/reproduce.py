@@ -99,7 +99,7 @@ def reproduce(banks: Iterable[FeatureBank], backbone: str = "RN50-quickgelu", *,
     import pandas
     check_engine(engine, jobs, address)
     banks, out = [bank for bank in banks if bank.backbone == backbone], Path(out)
-    unfit = {bank.dataset: lack for bank in banks if (lack := _lack(bank))}
+    unfit = {bank.dataset: why for bank in banks if (why := _unfit_reason(bank))}
     fit = [bank for bank in banks if bank.dataset not in unfit]
     methods = [method_named(method) if isinstance(method, str) else method for method in methods]
     zero = [method for method in methods if isinstance(method, ZeroShot)]  # sees no shots and has no chance in it
@@ -125,7 +125,7 @@ def reproduce(banks: Iterable[FeatureBank], backbone: str = "RN50-quickgelu", *,
     return table
 
 
-def _lack(bank: FeatureBank) -> str:
+def _unfit_reason(bank: FeatureBank) -> str:
     """Why the protocol cannot be run on this bank; "" if it can."""
     if not bank.max_shots:
         return "a class without training images"

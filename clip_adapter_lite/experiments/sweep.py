@@ -21,11 +21,11 @@ def plan_sweep(banks: Iterable[FeatureBank], base: str | Method, grid: Mapping[s
                          f"{shown(base)} and {shown(grid)}.")
     banks, shots, seeds = cells(banks, shots, seeds)
     points = [dict(zip(grid, values)) for values in product(*(map(plain, several(values)) for values in grid.values()))]
-    return checked([Run(bank, _at(base, point), s, seed, allow_fewer, point)
+    return checked([Run(bank, _method_at(base, point), s, seed, allow_fewer, point)
                     for bank in banks for point in points for s in shots for seed in seeds])
 
 
-def _at(base: Method, point: Mapping) -> Method:
+def _method_at(base: Method, point: Mapping) -> Method:
     """The method at a point of the grid. A text adapter's ratio is β: it follows the grid's α unless it has values there."""
     method = with_settings(base, point)
     if isinstance(method, CLIPAdapter) and method.branch != "visual" and "alpha" in point and "beta" not in point:
