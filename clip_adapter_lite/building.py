@@ -37,7 +37,8 @@ class _Part:
         """What is finished already, except a shard that lacks a picture which can be read by now, or holds no numbers."""
         for rows in list(self.todo):
             found = shards.read(f"{self.name}-{rows.start:08d}")
-            bad = {row: _unreadable_because(self.pictures[row]) for row in found["unreadable"].tolist()} if found else {}
+            again = found["unreadable"].tolist() if found else []
+            bad = {row: _unreadable_because(self.pictures[row], self.encoder.plain) for row in again}
             if found and all(bad.values()) and torch.isfinite(found["features"]).all():
                 self.features[:, rows.start:rows.stop] = found["features"]
                 self.unreadable |= bad
@@ -65,10 +66,10 @@ class _Part:
         return Split(features, torch.tensor(self.labels, dtype=torch.long)).take(rows)
 
 
-def _unreadable_because(item) -> str:
+def _unreadable_because(item, plain: bool) -> str:
     """Why a picture cannot be read; empty if it can."""
     try:
-        open_image(item)
+        open_image(item, plain)
     except OSError as error:
         return str(error)
     return ""

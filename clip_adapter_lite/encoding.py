@@ -21,16 +21,22 @@ def open_image(item, plain: bool = False):
     """The RGB picture of a path, an array (bytes [H, W, 3], [H, W, 4] or [H, W]) or a PIL image.
 
     As viewers show it: upright, 16-bit greys at 8 bits, transparency on white. plain: as CoOp reads the
-    paper's datasets instead, the stored pixels converted. Raises OSError, naming it, if it cannot be read.
+    paper's datasets instead, the stored pixels converted. Raises OSError, naming it, if it cannot be read
+    or is too long and narrow to be brought to a tower's size.
     """
     from PIL import Image
-    shown = (lambda picture: picture.convert("RGB")) if plain else as_seen
+    def shown(picture):
+        if not 0 < max(picture.size) <= 200 * min(picture.size):  # its short side at 224 px would take gigabytes
+            raise ValueError(f"it has {picture.width} x {picture.height} pixels, and one side may be at most 200 times "
+                             "the other")
+        return picture.convert("RGB") if plain else as_seen(picture)
+
     if hasattr(item, "shape"):
         return shown(_of_array(item))
     try:
         if isinstance(item, Image.Image):
             return shown(item)
-        with Image.open(item) as picture:
+        with open(item, "rb") as file, Image.open(file) as picture:  # by name, PIL garbles turned grey TIFFs
             return shown(picture)
     except Exception as error:  # PIL raises many types for damaged files
         name = item if isinstance(item, (str, os.PathLike)) else f"what was given, {type(item).__name__},"
@@ -40,11 +46,14 @@ def open_image(item, plain: bool = False):
 def as_seen(picture):
     """A PIL image as viewers show it, RGB. Raises ValueError for numbers that have no known black and white."""
     import numpy
-    from PIL import Image, ImageOps
-    picture = ImageOps.exif_transpose(picture)
+    from PIL import Image
+    deep = picture.format in ("PNG", "PPM")  # older versions of PIL read their 16 bits as mode I
+    picture.load()  # before EXIF is asked: PIL turns a TIFF itself, and then forgets its orientation
+    picture = _upright(picture)
     if picture.mode.startswith(("I", "F")):  # 16 or 32 bits of grey, or floats
         values, mode = numpy.asarray(picture, dtype=float), picture.mode
-        white = 65535 if mode.startswith("I;16") or mode == "I" and values.max() > 255 else 255 if mode == "I" else 1
+        sixteen = mode.startswith("I;16") or mode == "I" and (deep or values.max() > 255)
+        white = 65535 if sixteen else 255 if mode == "I" else 1
         if not (0 <= values.min() and values.max() <= white):  # NaN too
             raise ValueError(f"its numbers run from {values.min():g} to {values.max():g}, and which are black and white is "
                              "not known, so save it with 8 bits")
@@ -53,6 +62,18 @@ def as_seen(picture):
         layer = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
     return picture.convert("RGB")
+
+
+def _upright(picture):
+    """A PIL image turned as its EXIF orientation says; as stored if it says nothing that can be read."""
+    from PIL.Image import Transpose
+    turns = (Transpose.FLIP_LEFT_RIGHT, Transpose.ROTATE_180, Transpose.FLIP_TOP_BOTTOM, Transpose.TRANSPOSE,
+             Transpose.ROTATE_270, Transpose.TRANSVERSE, Transpose.ROTATE_90)
+    try:
+        turn = dict(enumerate(turns, 2)).get(picture.getexif().get(0x0112))
+    except Exception:  # PIL raises many types for damaged EXIF, which keeps no viewer from showing the picture
+        return picture
+    return picture if turn is None else picture.transpose(turn)
 
 
 def _of_array(values):

@@ -88,7 +88,7 @@ def finetune_visual(dataset: ImageDataset, *, shots: int = 16, seed: int = 1, ba
     whole = deepcopy(frozen.model.visual).float()  # half on CUDA
     for split, wanted in (("train", shots), ("val", min(shots, 4)), ("test", None)):
         items = dataset.draw(split, wanted, seed)
-        pixels = [frozen.preprocess(open_image(picture)) for picture, _ in items]
+        pixels = [frozen.preprocess(open_image(picture, dataset.plain)) for picture, _ in items]
         maps = activations_below(whole.trunk, pixels, frozen.device)
         splits.append((maps, torch.tensor([label for _, label in items], device=frozen.device)))
     encoding = time.perf_counter() - start
