@@ -164,7 +164,10 @@ def test_a_test_folder_of_empty_classes_is_refused(parted, expect_refused):
 
 @pytest.mark.parametrize("train, val, test", [
     ("Training", None, "Testing"), ("Train", "Valid", "Test"), ("training_set", None, "test_set"),
-    ("seg_train/seg_train", None, "seg_test/seg_test"), ("TRAIN", "validation", "TEST")])
+    ("seg_train/seg_train", None, "seg_test/seg_test"), ("TRAIN", "validation", "TEST"),
+    ("Train Set", "val-set", "testset"), ("train_images", None, "test_images"), ("TrainingData", None, "TestData"),
+    ("train1", "eval", "tests"), ("dataset/train", "dataset/dev", "dataset/test"), ("train/images", None, "test/images"),
+    ("a/b/train/train", None, "a/b/test/test")])
 def test_parts_go_by_the_names_that_others_give_them(tmp_path, train, val, test):
     for part, many in ((train, 5), (val, 3), (test, 2)):
         for kind in ("cat", "dog"):
@@ -173,6 +176,49 @@ def test_parts_go_by_the_names_that_others_give_them(tmp_path, train, val, test)
     data = load_dataset("folder", tmp_path / "pets")
     assert data.classnames == ("cat", "dog")
     assert sizes(data) == ((10, 6, 4) if val else (8, 2, 4))
+
+
+@pytest.mark.parametrize("folders, said", [
+    (("cat/train", "cat/test", "dog/train", "dog/test"), "has 'test', 'train' inside of 'cat', which would be read as one"),
+    (("my_train/cat", "my_train/dog", "x/cat", "x/dog"), "has the folders 'cat', 'dog' in each of 'my_train', 'x', which "
+     "look like parts and not like classes; call them train, val and test"),
+    (("seg_train/seg_train/cat", "seg_train/seg_train/dog", "seg_pred/seg_pred"), "in 'seg_pred' beside train"),
+    (("Training/cat", "Training/dog", "test"), "holds pictures in 'test' beside train"),
+    (("Training/cat", "Training/dog", "Testing/cat", "test"), "holds pictures in 'test' beside train")])
+def test_layouts_that_would_be_read_wrongly_are_refused(folders, said, tmp_path, expect_refused):
+    for folder in folders:
+        fill(tmp_path, folder, 5)
+    with expect_refused(said):
+        load_dataset("folder", tmp_path)
+
+
+def test_an_archives_own_folder_is_gone_into_and_a_systems_folders_are_not_there(tmp_path):
+    for kind in ("cat", "dog"):
+        fill(tmp_path / "pets", f"archive/animals/{kind}", 10)
+        fill(tmp_path / "pets", f"archive/animals/{kind}/@eaDir", 3)
+    touch(tmp_path / "pets", "__MACOSX/archive/._x.jpg", "archive/animals/__MACOSX/cat/._x.jpg")
+    (tmp_path / "pets/archive/animals/classes.json").write_text('{"cat": "tom"}', encoding="utf-8")
+    data = load_dataset("folder", tmp_path / "pets")
+    assert (data.name, data.classnames, sizes(data)) == ("pets", ("tom", "dog"), (10, 4, 6))
+    (tmp_path / "pets/archive/animals/classes.json").rename(tmp_path / "pets/classes.json")
+    assert load_dataset("folder", tmp_path / "pets").classnames == ("tom", "dog")
+
+
+def test_subfolders_that_classes_share_are_their_own(tmp_path):
+    for folder in ("cat/2023", "cat/2024", "dog/2023", "dog/2024"):
+        fill(tmp_path, folder, 5)
+    assert load_dataset("folder", tmp_path).classnames == ("cat", "dog")
+
+
+def test_accents_of_one_form_in_train_and_of_the_other_in_test_are_one_class(tmp_path, expect_refused):
+    typed, zipped = "caf\u00e9", unicodedata.normalize("NFD", "caf\u00e9")
+    for folder in (f"train/{typed}", "train/tea", f"test/{zipped}"):
+        fill(tmp_path, folder, 5)
+    data = load_dataset("folder", tmp_path)
+    assert data.classnames == (typed, "tea") and [label for _, label in data.splits["test"]] == [0] * 5
+    fill(tmp_path, f"test/{typed}", 1)
+    with expect_refused("which train has none of"):
+        load_dataset("folder", tmp_path)
 
 
 def test_two_folders_for_one_part_are_refused(parted, expect_refused):

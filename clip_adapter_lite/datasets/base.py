@@ -116,11 +116,19 @@ def hold_out(items: Sequence[Item], seed: int, share: float = 0.2, most: int | N
 
 def pictures(folder: Path) -> list[Path]:
     """The picture files under `folder`, by their suffix, in name order; hidden files and folders are left out."""
+    return [path for path in _visible(folder) if path.name.lower().endswith(SUFFIXES)]
+
+
+def hidden(name: str) -> bool:
+    """Whether a file or folder is a system's and not the user's: dot files, a Mac's in archives, a Synology's previews."""
+    return name.startswith((".", "__MACOSX", "@eaDir"))
+
+
+def _visible(folder: Path) -> list[Path]:
     found: list[Path] = []
     for place, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [Path(place, name) for name in sorted(files)
-                  if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
+        folders[:] = sorted(name for name in folders if not hidden(name))
+        found += [Path(place, name) for name in sorted(files) if not hidden(name)]
     return found
 
 

@@ -1,32 +1,42 @@
 """Your own pictures: a folder of classes, split by you (train, val, test) or by seed."""
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
 from ..errors import BankError, one_line
 from ..naming import as_words, composed
 from ..splits import SPLITS
-from .base import SUFFIXES, Item, folder_items, hold_out, pictures, split_by_hash
+from .base import SUFFIXES, Item, folder_items, hidden, hold_out, pictures, split_by_hash
 
 LAYOUT = "put pictures in ROOT/<class>/, or in ROOT/train/<class>/ with optional val and test"
 RULE = "split 50/20/30"
+PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
+         "eval": "val", "evaluation": "val", "test": "test", "tests": "test", "testing": "test"}
+# What stands around these words: seg_train, Training-Set, testset, val_images, train1 …
+FILLING = re.compile(r"seg|dataset|data|set|images?|imgs?|pictures?|photos?|folder|dir|split|[\W\d_]+")
 
 
 def own_folder(root: Path, seed: int, allow_missing: bool = False) -> tuple[tuple[str, ...], dict[str, list[Item]], str]:
     """Class names, splits and the protocol in words of the pictures in `root`; subfolders of a class belong to it.
 
     Names are the folders' with underscores as spaces, or those that `root/classes.json` gives: {"folder": "name"}.
-    allow_missing leaves out classes without a picture. Raises BankError, one sentence, for what cannot be right.
+    A lone folder of folders, as archives have it, is gone into. allow_missing leaves out classes without a picture.
+    Raises BankError, one sentence, for what cannot be right.
     """
+    asked, root = root, _inner(root)
     given = _parts(root)
     if given and "train" not in given:
         raise BankError(f"{root} has a folder {next(iter(given.values())).name} with classes but no folder train; {LAYOUT}.")
-    others = [name for name in _subfolders(root)
-              if given and part_named(name) not in given and pictures(root / name)]
+    others = [name for name in _subfolders(root) if given and pictures(root / name)
+              and not any(folder.is_relative_to(root / name) for folder in given.values())]
     if others:
-        raise BankError(f"{root} holds pictures in {_few(others)} beside train; only train, val and test are read, so "
-                        "rename or move the rest.")
+        raise BankError(f"{root} holds pictures in {_few(others)} beside train; only train, val and test are read, each "
+                        "with a folder a class, so rename or move the rest.")
+    if not given:
+        _refuse_other_layouts(root)
     classes = _classes(given.get("train", root), allow_missing)
+    names = _names(classes, next((p for p in (root, asked) if (p / "classes.json").is_file()), root))
     items = {part: _part(given[part], classes) for part in given} or {"train": folder_items(root, classes)}
     whose = f"own {' and '.join(given)} folder{'s' if len(given) > 1 else ''}" if given else "one folder a class"
     if len(items) == 1:
@@ -36,36 +46,54 @@ def own_folder(root: Path, seed: int, allow_missing: bool = False) -> tuple[tupl
         splits = {"train": train, "val": val, "test": items[list(given)[1]]}
         how = f"{'val as test, ' if 'val' in given else ''}a fifth of train for validation"
     else:
-        return _names(root, classes), items, "own train, val and test folders"
-    return _names(root, classes), splits, f"{whose}, {how}, by hash, seed {seed}"
+        return names, items, "own train, val and test folders"
+    return names, splits, f"{whose}, {how}, by hash, seed {seed}"
 
 
 def part_named(name: str) -> str | None:
     """The split that a folder's name stands for: "Training", "seg_test", "training_set", "valid" …; None for others."""
-    words = name.lower().replace("-", "_").removeprefix("seg_").removesuffix("_set").removesuffix("_data")
-    return {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
-            "test": "test", "testing": "test"}.get(words)
+    return PARTS.get(FILLING.sub("", name.lower()))
+
+
+def _inner(folder: Path) -> Path:
+    """The folder itself, or the only one in it where that has folders but no pictures, as in seg_train/seg_train."""
+    while len(found := _subfolders(folder)) == 1 and (part_named(found[0]) is None or found[0] == folder.name):
+        within = folder / found[0]
+        if not _subfolders(within) or any(path.parent == within for path in pictures(within)):
+            break
+        folder = within
+    return folder
+
+
+def _refuse_other_layouts(root: Path) -> None:
+    """Raise BankError for parts within classes, and for parts that go by names we do not know."""
+    within = {name: _subfolders(root / name) for name in _subfolders(root)}
+    for name, folders in within.items():
+        if len({part for part in map(part_named, folders) if part}) > 1:
+            raise BankError(f"{root} has {_few(folders)} inside of '{name}', which would be read as one; {LAYOUT}.")
+    shared = set.intersection(*map(set, within.values())) if len(within) > 1 else set()
+    if len(shared) > 1 and any(re.search("train|test|valid", name.lower()) for name in within):
+        raise BankError(f"{root} has the folders {_few(sorted(shared))} in each of {_few(list(within))}, which look like "
+                        "parts and not like classes; call them train, val and test.")
 
 
 def _parts(root: Path) -> dict[str, Path]:
-    """The folders of `root` that are splits and hold folders themselves, by split; of one in itself, the inner.
+    """The folders of `root` that are splits and hold folders themselves, by split.
 
     Raises BankError if two stand for the same split.
     """
     found: dict[str, Path] = {}
     for name in _subfolders(root):
-        part, folder = part_named(name), root / name
-        if part and _subfolders(folder) == [name]:  # seg_train/seg_train/…
-            folder = folder / name
-        if part and _subfolders(folder):
+        part = part_named(name)
+        if part and _subfolders(root / name):
             if part in found:
                 raise BankError(f"{root} has two folders for {part}, {found[part].name} and {name}; keep one.")
-            found[part] = folder
+            found[part] = _inner(root / name)
     return {part: found[part] for part in SPLITS if part in found}
 
 
 def _subfolders(folder: Path) -> list[str]:
-    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not hidden(p.name))
 
 
 def _classes(folder: Path, allow_missing: bool) -> list[str]:
@@ -84,11 +112,14 @@ def _classes(folder: Path, allow_missing: bool) -> list[str]:
 
 
 def _part(folder: Path, classes: list[str]) -> list[Item]:
-    unknown = [name for name in _subfolders(folder) if name not in classes and pictures(folder / name)]
+    found = _subfolders(folder)
+    forms = {composed(name): name for name in found}  # one part from a Mac, the other not
+    here = [name if name in found else forms.get(composed(name), name) for name in classes]
+    unknown = [name for name in found if name not in here and pictures(folder / name)]
     if unknown:
         raise BankError(f"{folder} has pictures of {_few(unknown)}, which train has none of; every class needs training "
                         "pictures.")
-    items = folder_items(folder, classes)
+    items = folder_items(folder, here)
     if not items:
         raise BankError(f"{folder} has class folders but no pictures; add some ({', '.join(SUFFIXES)}) or remove it.")
     return items
@@ -102,7 +133,7 @@ def _by_rule(items: list[Item], classes: list[str], seed: int) -> dict[str, list
     return split_by_hash(items, seed=seed)
 
 
-def _names(root: Path, classes: list[str]) -> tuple[str, ...]:
+def _names(classes: list[str], root: Path) -> tuple[str, ...]:
     names = {name: as_words(name) for name in classes}
     path = root / "classes.json"
     if path.is_file():
