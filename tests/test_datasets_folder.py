@@ -124,7 +124,9 @@ def test_a_class_without_pictures_is_refused_or_left_out(root, expect_refused):
     touch(root, "newt/a.heic")
     with expect_refused("has no pictures of 'newt'; add some (.jpg, .jpeg, "):
         load_dataset("folder", root)
-    assert load_dataset("folder", root, allow_missing=True).classnames == ("dog", "grey cat")
+    data = load_dataset("folder", root, allow_missing=True)
+    assert data.classnames == ("dog", "grey cat")
+    assert "; 1 folder without pictures left out; 1 .heic left out" in data.protocol
 
 
 def test_one_class_is_refused(tmp_path, expect_refused):
@@ -234,6 +236,23 @@ def test_pictures_of_formats_that_are_not_read_are_counted(root):
     data = load_dataset("folder", root)
     assert data.protocol.endswith("; 3 .heic, 2 .avif left out, which are not read: convert them to JPEG or PNG")
     assert sum(sizes(data)) == 31
+
+
+def test_whatever_is_left_out_is_counted_and_notes_are_not(root):
+    said = load_dataset("folder", root).protocol
+    touch(root, "dog/a.txt", "dog/Thumbs.db", "dog/.b.heic", "cover.xml", "__MACOSX/dog/c.heic")
+    assert load_dataset("folder", root).protocol == said
+    touch(root, "dog/scan", "dog/a.DCM", "dog/b.dcm", "grey_cat/deep/a.dng", "dog/a.tga", "dog/a.exr", "dog/a.mov", "a.jpg")
+    assert load_dataset("folder", root).protocol == (
+        f"{said}; 1 picture outside of class folders left out; 2 .dcm, 1 .exr, 1 .mov, 1 .tga, 1 without a suffix, "
+        "1 more kind left out, which are not read: convert them to JPEG or PNG")
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".jpe", ".MPO", ".pgm"])
+def test_other_names_of_formats_that_are_read_are_read(root, suffix):
+    fill(root, "dog", 10, suffix)
+    data = load_dataset("folder", root)
+    assert sum(sizes(data)) == 30 and "left out" not in data.protocol
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])

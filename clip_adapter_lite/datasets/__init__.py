@@ -74,7 +74,7 @@ def load_dataset(name: str, root: str | Path, *, download: bool = False, allow_m
     if name == "folder":
         classnames, splits, protocol = own_folder(root, seed, allow_missing)
         about["name"] = root.resolve().name or name
-        protocol = "; ".join(filter(None, [protocol, unread(root)]))
+        protocol = "; ".join(filter(None, [protocol, unread(root, sum(map(len, splits.values())))]))
         return ImageDataset(**about, classnames=classnames, splits=splits, protocol=protocol)
     folder, coops = place(name, root)
     if folder is None and download:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BankError
+from ..naming import count
 from ..splits import SPLITS, drawn, rank
 
 Item = tuple[Any, int]  # a picture's path, or the PIL image itself, and its label
-SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm")
-
-UNREAD = (".heic", ".heif", ".avif", ".jxl", ".jp2", ".psd", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raw", ".exr",
-          ".pdf", ".mp4", ".mov")  # pictures too, in people's eyes: counted when they are left out
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".mpo", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+# What lies beside pictures and is none; whatever else is left out is told of: it may be pictures of another format.
+NOTES = (".txt", ".md", ".json", ".csv", ".tsv", ".xml", ".html", ".yaml", ".yml", ".log", ".db", ".ini", ".aae", ".xmp")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -132,12 +132,18 @@ def _visible(folder: Path) -> list[Path]:
     return found
 
 
-def unread(folder: Path) -> str:
-    """What lies under `folder` of formats that are not read, in words; "" if nothing does."""
-    found = Counter(Path(name).suffix.lower() for _, _, files in os.walk(folder) for name in files
-                    if name.lower().endswith(UNREAD) and not name.startswith("."))
-    many = ", ".join(f"{count} {suffix}" for suffix, count in found.most_common())
-    return f"{many} left out, which are not read: convert them to JPEG or PNG" if many else ""
+def unread(folder: Path, read: int) -> str:
+    """What lies under `folder` beside the `read` pictures that a dataset has of it, in words; "" for nothing but notes."""
+    every = _visible(folder)
+    mine = [path for path in every if path.name.lower().endswith(SUFFIXES)]
+    others = Counter(path.suffix.lower() or "without a suffix" for path in every
+                     if not path.name.lower().endswith(SUFFIXES + NOTES))
+    said = [f"{count(len(mine) - read, 'picture')} outside of class folders left out"] if len(mine) > read else []
+    if others:
+        kinds = [f"{many} {kind}" for kind, many in others.most_common()]
+        kinds = kinds[:5] + [count(len(kinds) - 5, 'more kind')] * (len(kinds) > 5)
+        said.append(f"{', '.join(kinds)} left out, which are not read: convert them to JPEG or PNG")
+    return "; ".join(said)
 
 
 def folder_items(root: Path, classes: Sequence[str]) -> list[Item]:

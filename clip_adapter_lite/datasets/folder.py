@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 from ..errors import BankError, one_line
-from ..naming import as_words, composed
+from ..naming import as_words, composed, count
 from ..splits import SPLITS
 from .base import SUFFIXES, Item, folder_items, hidden, hold_out, pictures, split_by_hash
 
@@ -36,6 +36,8 @@ def own_folder(root: Path, seed: int, allow_missing: bool = False) -> tuple[tupl
     if not given:
         _refuse_other_layouts(root)
     classes = _classes(given.get("train", root), allow_missing)
+    without = len(_subfolders(given.get("train", root))) - len(classes)
+    left = f"; {count(without, 'folder')} without pictures left out" if without else ""
     names = _names(classes, next((p for p in (root, asked) if (p / "classes.json").is_file()), root))
     items = {part: _part(given[part], classes) for part in given} or {"train": folder_items(root, classes)}
     whose = f"own {' and '.join(given)} folder{'s' if len(given) > 1 else ''}" if given else "one folder a class"
@@ -46,8 +48,8 @@ def own_folder(root: Path, seed: int, allow_missing: bool = False) -> tuple[tupl
         splits = {"train": train, "val": val, "test": items[list(given)[1]]}
         how = f"{'val as test, ' if 'val' in given else ''}a fifth of train for validation"
     else:
-        return names, items, "own train, val and test folders"
-    return names, splits, f"{whose}, {how}, by hash, seed {seed}"
+        return names, items, f"own train, val and test folders{left}"
+    return names, splits, f"{whose}, {how}, by hash, seed {seed}{left}"
 
 
 def part_named(name: str) -> str | None:
