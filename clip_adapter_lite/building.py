@@ -108,13 +108,17 @@ def build(dataset: ImageDataset, backbone: Backbone, templates: Sequence[str], *
 
 
 def _warn_of_equal_words(dataset: ImageDataset, text: Tensor) -> None:
-    """Warn, naming them, of classes with the same classifier weights [C, D]."""
-    _, which, counts = text.half().unique(dim=0, return_inverse=True, return_counts=True)
-    for twin in (counts > 1).nonzero().flatten().tolist():
-        names = " and ".join(f"'{dataset.classnames[c]}'" for c in (which == twin).nonzero().flatten().tolist())
+    """Warn, naming them, of classes with the same classifier weights [C, D], or as good as: a text's last bits depend on
+    the batch that it is encoded in."""
+    first = (text @ text.T > 1 - 1e-5).int().argmax(1)  # of each class the first that has its weights
+    for one in first.unique().tolist():
+        twins = (first == one).nonzero().flatten().tolist()
+        if len(twins) == 1:
+            continue
+        names = " and ".join(f"'{dataset.classnames[c]}'" for c in twins)
         warnings.warn(f"{dataset.name}: the text tower cannot tell {names} apart (it reads no upper case, and nothing "
-                      "beyond its context length), so neither can zero-shot or a text adapter; give other names in "
-                      "classes.json.", stacklevel=3)
+                      "beyond its context length), so neither can zero-shot or a text adapter; give other names, "
+                      "to an own folder in classes.json.", stacklevel=3)
 
 
 def _job(dataset: ImageDataset, encoder: Encoder, batch: int) -> dict:

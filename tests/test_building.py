@@ -1,6 +1,8 @@
 """From pictures to features, with a backbone of a few lines in place of a CLIP."""
 import json
 import random
+import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -172,6 +174,31 @@ def test_a_built_bank_says_where_it_comes_from_and_survives_a_file(dataset, tmp_
     assert torch.__version__.startswith(bank.meta["versions"]["torch"])
     again = FeatureBank.load(bank.save(tmp_path / "toy.safetensors"))
     assert (again.hash, again.meta) == (bank.hash, bank.meta)
+
+
+@pytest.mark.parametrize("slip", [0, 1e-7])  # equal texts differ in the last bits where their batches do
+def test_classes_that_the_text_tower_cannot_tell_apart_are_named_in_a_warning(dataset, slip):
+    class Slipping(Fake):
+        def encode_text(self, texts):
+            found = super().encode_text(texts)
+            return found + slip * torch.arange(found.numel()).view_as(found).cos() * found
+
+    made = replace(dataset[0], classnames=("bad", "face", "dab"))
+    with pytest.warns(UserWarning, match="toy: the text tower cannot tell 'bad' and 'dab' apart") as told:
+        build_bank(made, Slipping(), templates=["{}"], progress=False)
+    said = str(told[0].message)
+    assert len(told) == 1 and said.endswith(".") and ". " not in said and "\n" not in said
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build_bank(replace(made, classnames=("bad", "face", "bade")), Slipping(), templates=["{}"], progress=False)
+
+
+@pytest.mark.parametrize("first, second", [("Turkey", "turkey"), ("very " * 49 + "small bird", "very " * 49 + "large fish")])
+def test_upper_case_and_what_is_cut_off_are_told(dataset, first, second):
+    made = replace(dataset[0], classnames=(first, "cat", second))
+    with pytest.warns(UserWarning, match=f"cannot tell '{first}' and '{second}' apart"):
+        bank = build_bank(made, banks.load_backbone("pocket", device="cpu"), templates=["a {}."], progress=False)
+    assert bank.text_features[0] @ bank.text_features[2] > 0.999 > bank.text_features[0] @ bank.text_features[1]
 
 
 def test_a_backbone_may_be_named(dataset, monkeypatch):
