@@ -190,6 +190,26 @@ def test_a_file_that_is_no_split_is_refused(text, said, tmp_path, expect_refused
         read_split(tmp_path / "s.json", tmp_path)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_split_file_from_windows_is_read_as_coops_own(encoding, tmp_path):
+    rows = {"train": [["b\\1.jpg", 1, "b"], ["a\\deep\\1.jpg", 0, "\u00e4"]], "val": [], "test": []}
+    (tmp_path / "s.json").write_text(json.dumps(rows, ensure_ascii=False), encoding=encoding)
+    names, splits = read_split(tmp_path / "s.json", tmp_path)
+    assert names == ("\u00e4", "b")
+    assert splits["train"] == [(tmp_path / "b" / "1.jpg", 1), (tmp_path / "a" / "deep" / "1.jpg", 0)]
+
+
+def test_the_papers_datasets_are_read_plainly(tmp_path, monkeypatch):
+    rows = {part: [[f"{part}{c}.jpg", c, f"class {c}"] for c in (0, 1)] for part in SPLITS}
+    touch_all(tmp_path / TABLE["dtd"]["folders"][0] / TABLE["dtd"]["images"], rows)
+    put_split(tmp_path, "dtd", rows)
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path.parent))
+    data = load_dataset("dtd", f"~/{tmp_path.name}")
+    assert data.plain and data.cap(train=1).plain
+    assert data.splits == load_dataset("dtd", tmp_path).splits
+
+
 def test_nothing_there_at_all_is_refused_even_if_missing_is_allowed(tmp_path, expect_refused):
     for allowed in (False, True):
         with expect_refused("toy: 1 of 1 pictures are missing, the first "):

@@ -262,5 +262,12 @@ def test_class_names_are_read_in_every_utf_and_with_accents_of_either_form(root,
     assert load_dataset("folder", root).classnames == ("a \u00fc dog", "grey cat")
 
 
+@pytest.mark.parametrize("encoding", ["cp1252", "mac-roman"])
+def test_class_names_in_an_old_code_page_are_refused(root, encoding, expect_refused):
+    (root / "classes.json").write_text('{"dog": "chi\u00ebn"}', encoding=encoding)
+    with expect_refused("classes.json is text of an old Windows or Mac code page"):
+        load_dataset("folder", root)
+
+
 def test_own_pictures_are_read_as_viewers_show_them(root):
     assert not load_dataset("folder", root).plain

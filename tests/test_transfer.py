@@ -1,4 +1,5 @@
 """Classifiers on other banks: the same columns, the same adapters on other words, and one sentence for what cannot be."""
+import unicodedata
 from dataclasses import replace
 
 import numpy as np
@@ -111,6 +112,16 @@ def test_a_mapping_names_the_classifiers_class_or_its_column():
     judged = transfer(fitted, target, mapping={"Grey_Wolf": "WOLF", "rocket": 2})
     features = bank.splits["test"].features
     assert torch.equal(judged.logits(features), fitted.logits(features)[:, [3, 2, 0]])
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_names_match_whichever_way_their_accents_are_written(form):
+    bank = make_bank(classes=3, classnames=[unicodedata.normalize(form, name) for name in ("caf\u00e9", "\u00c5re", "tea")])
+    other = "NFD" if form == "NFC" else "NFC"
+    names = [unicodedata.normalize(other, name) for name in ("\u00e5re", "th\u00e9", "Caf\u00e9")]
+    fitted, features = cal.ZeroShot().fit(bank.episode(1, 1)), bank.splits["test"].features
+    judged = transfer(fitted, part_of(bank, [1, 2, 0], names), mapping={unicodedata.normalize(form, "th\u00e9"): "tea"})
+    assert torch.equal(judged.logits(features), fitted.logits(features)[:, [1, 2, 0]])
 
 
 def test_a_name_that_two_classes_have_is_matched_in_order_or_asked_for():

@@ -141,6 +141,9 @@ def _names(classes: list[str], root: Path) -> tuple[str, ...]:
     if path.is_file():
         try:
             given = json.loads(path.read_bytes())  # any UTF, with a mark or without
+        except UnicodeDecodeError as error:  # a guess among the old code pages would be wrong without a word
+            raise BankError(f"{path} is text of an old Windows or Mac code page ({one_line(error)}); save it again as "
+                            "UTF-8.") from error
         except ValueError as error:
             raise BankError(f"{path} is not JSON ({one_line(error)}); write {{\"folder\": \"class name\", …}}.") from error
         if not isinstance(given, dict) or not all(isinstance(name, str) and name.strip() for name in given.values()):
