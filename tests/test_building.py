@@ -201,6 +201,19 @@ def test_upper_case_and_what_is_cut_off_are_told(dataset, first, second):
     assert bank.text_features[0] @ bank.text_features[2] > 0.999 > bank.text_features[0] @ bank.text_features[1]
 
 
+@pytest.mark.parametrize("plain, reading", [(True, "stored pixels, as CoOp"), (False, "as viewers show it")])
+def test_a_bank_records_how_its_pictures_were_read(dataset, tmp_path, plain, reading):
+    made, pictures, labels = dataset
+    facts = Image.Exif()
+    facts[0x0112] = 3  # upside down
+    path = made.splits["val"][0][0]
+    pictures["val"][0].save(path, exif=facts)
+    bank = build_bank(replace(made, plain=plain), Fake(), progress=False)
+    assert FeatureBank.load(bank.save(tmp_path / "toy.safetensors")).meta["reading"] == reading
+    seen = pictures["val"][0] if plain else pictures["val"][0].rotate(180)
+    torch.testing.assert_close(bank.splits["val"].features[0].float(), expected([seen])[0], atol=5e-3, rtol=1e-3)
+
+
 def test_a_backbone_may_be_named(dataset, monkeypatch):
     monkeypatch.setattr(banks, "load_backbone", lambda name, tag: {("fake name", None): Fake()}[name, tag])
     assert build_bank(dataset[0], "fake name", progress=False).backbone == "fake"

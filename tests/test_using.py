@@ -210,6 +210,16 @@ def test_a_path_and_its_picture_give_the_same(fashion, backbone, pictures, tmp_p
     assert by_path[0][0] == cal.predict(fashion, backbone, [picture])[0][0][0]
 
 
+def test_a_phones_picture_is_named_as_its_viewer_shows_it(fashion, backbone, pictures, tmp_path):
+    """Though the bundled bank, from before it was recorded, was read plainly."""
+    picture, facts = pictures[0][0], Image.Exif()
+    facts[0x0112] = 6  # a viewer turns what is stored by 90° clockwise
+    picture.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "phone.png", exif=facts)
+    phone, upright, turned = (cal.predict(fashion, backbone, [one], top=10)
+                              for one in (tmp_path / "phone.png", picture, picture.rotate(90)))
+    assert phone == upright != turned
+
+
 def test_bank_features_and_picture_features_agree(fashion, backbone, pictures, tmp_path):
     """End to end: fitted on the bundled features, judged on decoded pictures; and loaded again, the same."""
     pictures = pictures[:100]
