@@ -14,6 +14,7 @@ from .backbones import Backbone, classifier_weights
 from .datasets import ImageDataset
 from .encoding import STYLES, Encoder, encode, encoded, open_image, preprocessing
 from .files import file_hash, versions
+from .progress import bar
 from .shards import Shards
 from .splits import SPLITS, Split
 
@@ -143,19 +144,17 @@ def _job(dataset: ImageDataset, encoder: Encoder, batch: int) -> dict:
 @contextmanager
 def _progress(name: str, parts: Sequence[_Part], shown: bool):
     """A bar over all views of all pictures, with rate and time left; gives the function that moves it on."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import MofNCompleteColumn
     total = sum(part.features.shape[0] * part.features.shape[1] for part in parts)
     done = total - sum(len(rows) * part.encoder.views for part in parts for rows in part.todo)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
-               TimeRemainingColumn(), TextColumn("left"))
     start = time.monotonic()
-    with Progress(*columns, disable=not shown) as bar:
-        task = bar.add_task(name, total=total, completed=done, rate="")
+    with bar(MofNCompleteColumn(), "{task.fields[rate]}", shown=shown) as progress:
+        task = progress.add_task(name, total=total, completed=done, rate="")
 
         def advance(many: int) -> None:
-            bar.advance(task, many)
-            rate = (bar.tasks[0].completed - done) / max(time.monotonic() - start, 1e-3)
-            bar.update(task, rate=f"{rate:.{0 if rate > 10 else 1}f} images/s")
+            progress.advance(task, many)
+            rate = (progress.tasks[0].completed - done) / max(time.monotonic() - start, 1e-3)
+            progress.update(task, rate=f"{rate:.{0 if rate > 10 else 1}f} images/s")
 
         yield advance
 

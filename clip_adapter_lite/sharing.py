@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from .banks import FeatureBank, cache_place
 from .errors import BankError, one_line
 from .files import cache_folder, file_hash
+from .progress import bar
 
 WEB = ("http://", "https://")
 CHUNK = 1 << 20  # bytes
@@ -90,18 +91,17 @@ def pull(source: str | Path, *, name: str | None = None, sha256: str | None = No
 
 def _fetch(url: str, target: Path, progress: bool) -> str:
     """Write what is at `url` to a file; returns its SHA-256."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import DownloadColumn
     digest = hashlib.sha256()
-    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn(), TextColumn("left")
-    with Progress(*columns, disable=not progress) as bar:
-        task = bar.add_task(PurePosixPath(url).name, total=None, visible=False)
-        chunks = _chunks(url, lambda size: bar.update(task, total=size, visible=True))
+    with bar(DownloadColumn(), shown=progress) as display:
+        task = display.add_task(PurePosixPath(url).name, total=None, visible=False)
+        chunks = _chunks(url, lambda size: display.update(task, total=size, visible=True))
         try:
             with target.open("wb") as file:
                 for chunk in chunks:
                     digest.update(chunk)
                     file.write(chunk)
-                    bar.advance(task, len(chunk))
+                    display.advance(task, len(chunk))
         except OSError as error:
             if error.errno is None:  # our own sentence, from `_chunks`
                 raise

@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_limits
 from torch.nn.functional import softmax
 
 from clip_adapter_lite import BankError, CLIPAdapter, CoOp, Episode, FeatureBank, LinearProbe, Split, ZeroShot, backbones
-from clip_adapter_lite.experiments.reference import METHODS as REFERENCE
+from clip_adapter_lite.experiments.reference import MEASURED as REFERENCE
 from clip_adapter_lite.inference import load_classifier, save_classifier
 from clip_adapter_lite.manifold import fitted_features
 from clip_adapter_lite.methods import METHODS, coop, method_named, with_settings

@@ -14,7 +14,7 @@ from clip_adapter_lite.making import reference as ref
 def test_every_bank_method_and_shots_is_there_with_three_or_ten_seeds():
     table = cal.reference()
     cells = table.groupby(["dataset", "method", "shots"]).seed.apply(list)
-    wanted = {(name, method, shots) for name in cal.list_banks() for method in ref.METHODS for shots in ref.SHOTS
+    wanted = {(name, method, shots) for name in cal.list_banks() for method in ref.MEASURED for shots in ref.SHOTS
               if shots <= FeatureBank.load(name).max_shots}
     assert set(cells.index) == wanted
     assert all(seeds in ([1, 2, 3], list(range(1, 11))) for seeds in cells)
@@ -24,7 +24,7 @@ def test_every_bank_method_and_shots_is_there_with_three_or_ten_seeds():
 def test_it_was_computed_from_the_bundled_banks_with_todays_settings():
     about = cal.reference().attrs
     assert about["banks"] == {name: FeatureBank.load(name).hash for name in cal.list_banks()}
-    assert about["methods"] == {label: repr(method) for label, method in ref.METHODS.items()}
+    assert about["methods"] == {label: repr(method) for label, method in ref.MEASURED.items()}
     assert all(len(commit) == 40 for commit in about["commits"]) and about["commits"], "a commit without local changes"
     assert {"torch", "clip-adapter-lite"} <= set(about["versions"]) and "validation" in about["protocol"]
 
@@ -43,7 +43,7 @@ def test_named_cells_computed_again_agree():
     table = cal.reference()
     rows = table[(table.seed == 2) & (table.shots == 2) & table.dataset.isin(["rsscn7", "dtd10"]) & (table.method != "coop")]
     again = cal.recompute(rows, jobs=1)
-    assert len(again) == 2 * (len(ref.METHODS) - 1)
+    assert len(again) == 2 * (len(ref.MEASURED) - 1)
     assert (again.accuracy - again.recomputed).abs().max() <= 0.015  # a few of 180 images, on other machines
 
 
@@ -59,11 +59,11 @@ def test_main_writes_a_sorted_table_says_where_it_comes_from_and_resumes(toy_ban
     bank = toy_bank(dataset="toy", backbone="pocket", train=2)
     bank.save(tmp_path / "banks" / "toy.safetensors")
     monkeypatch.setattr(ref, "BUNDLED", tmp_path)
-    monkeypatch.setattr(ref, "TABLE", tmp_path / "reference.csv")
-    monkeypatch.setattr(committed, "TABLE", tmp_path / "reference.csv")
+    monkeypatch.setattr(ref, "RESULTS", tmp_path / "reference.csv")
+    monkeypatch.setattr(committed, "RESULTS", tmp_path / "reference.csv")
     monkeypatch.setattr(ref, "list_banks", lambda: ["toy", "mine"])  # "mine" is in the cache and not bundled
     monkeypatch.setattr(ref.FeatureBank, "load", lambda name: bank)
-    monkeypatch.setattr(ref, "METHODS", {m.label: m for m in (cal.ZeroShot(), cal.CLIPAdapter(alpha=0.2, steps=2))})
+    monkeypatch.setattr(ref, "MEASURED", {m.label: m for m in (cal.ZeroShot(), cal.CLIPAdapter(alpha=0.2, steps=2))})
     ref.main(work=tmp_path / "work.csv", jobs=1)
     table = cal.reference()
     assert list(zip(table.method, table.shots, table.seed)) == [

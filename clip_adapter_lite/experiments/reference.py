@@ -1,4 +1,4 @@
-"""The committed reference results (`bundled/reference.py` computes them), and some of them computed again."""
+"""The committed reference results (`making/reference.py` computes them), and some of them computed again."""
 import json
 
 from ..banks import FeatureBank
@@ -6,8 +6,8 @@ from ..files import BUNDLED
 from ..methods import CLIPAdapter, CoOp, LinearProbe, TipAdapter, ZeroShot
 from .runs import Run, execute, tidy
 
-TABLE = BUNDLED / "reference.csv"
-METHODS = {method.label: method for method in (
+RESULTS = BUNDLED / "reference.csv"
+MEASURED = {method.label: method for method in (
     ZeroShot(), LinearProbe(), CoOp(), CLIPAdapter(), CLIPAdapter(branch="text"), CLIPAdapter(branch="both"),
     CLIPAdapter(alpha=0.2), CLIPAdapter(alpha="learned"), TipAdapter(), TipAdapter(finetune=True))}
 
@@ -19,8 +19,8 @@ def reference():
     shots and grocery no 16. 10 seeds where a fit takes under a second, else 3.
     """
     import pandas
-    table = tidy(pandas.read_csv(TABLE))
-    table.attrs = json.loads(TABLE.with_suffix(".json").read_text(encoding="utf-8"))
+    table = tidy(pandas.read_csv(RESULTS))
+    table.attrs = json.loads(RESULTS.with_suffix(".json").read_text(encoding="utf-8"))
     return table
 
 
@@ -30,5 +30,5 @@ def recompute(rows, jobs: int = -1):
     On the machine type and versions of the reference the two are equal; others may differ by a few test images.
     """
     banks = {name: FeatureBank.load(name) for name in rows["dataset"].unique()}
-    runs = [Run(banks[row.dataset], METHODS[row.method], row.shots, row.seed) for row in rows.itertuples()]
+    runs = [Run(banks[row.dataset], MEASURED[row.method], row.shots, row.seed) for row in rows.itertuples()]
     return rows.assign(recomputed=[row["accuracy"] for row in execute(runs, jobs=jobs)])

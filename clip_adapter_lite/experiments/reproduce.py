@@ -1,73 +1,25 @@
 """The paper's numbers beside ours: one protocol over whatever banks there are, and one table of both.
 
-The numbers that the authors or others published are data (`paper.json`, with where each is from); ours come from
-`compare`'s engine. Nothing is filled in: what has no bank or no run is "not measured".
+Theirs are data (`paper.py`); ours come from `compare`'s engine. Nothing is filled in: what has no bank or no run is
+"not measured". The page is written by `report.py`.
 """
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from statistics import fmean
 
 import torch
 
 from ..banks import FeatureBank
-from ..datasets import TABLE
 from ..files import whole
-from ..methods import CoOp, Method, ZeroShot, method_named
-from ..splits import SPLITS
+from ..methods import Method, ZeroShot, method_named
 from ..transfer import shifted
 from .compare import summarise
 from .engines import check_engine
+from .paper import paper, paper_averages, paper_numbers, settings
+from .report import RESIZING, markdown, style
 from .runs import COLUMNS, Results, execute, plan, tidy
 
 AVERAGE = "average of the eleven"
-STYLES = {"shortest": "CLIP style (aspect ratio kept, centre crop)", "squash": "CoOp style (both sides squashed)"}
-PROTOCOL = ("the bank's own split (CoOp's where it says so, below); fitted on `shots` training images a class, or on what a "
-            "class has; α, and whatever else a method selects, chosen on min(shots, 4) validation images a class; the test "
-            "split used once; AdamW on all the frozen features at once; CoOp with "
-            f"{CoOp.context_length} context vectors")
-
-
-@cache
-def paper() -> dict:
-    """The published numbers and their setting, in %: see `paper.json`."""
-    return json.loads(Path(__file__).with_name("paper.json").read_text(encoding="utf-8"))
-
-
-@cache
-def settings() -> dict[str, tuple[str, int, int]]:
-    """The paper's datasets and shifts: title, classes and test images, from the table of datasets."""
-    entries = {name: (TABLE[name], TABLE[name]["title"]) for name in paper()["datasets"]}
-    entries |= {f"imagenet-to-{name}": (TABLE[name], f"ImageNet → {TABLE[name]['title']}") for name in paper()["shifts"]}
-    return {name: (title, facts["classes"], facts["splits"]["test"]) for name, (facts, title) in entries.items()}
-
-
-def paper_numbers(backbone: str) -> dict[tuple[str, str, int], tuple[float, str, str]]:
-    """(dataset, method, shots) → (accuracy in %, backbone, source): this backbone's number, or else RN50's.
-
-    Zero-shot has 0 shots. Of two published numbers the author's counts.
-    """
-    found = {}
-    for series in sorted(paper()["numbers"], key=lambda series: series["backbone"] != backbone):
-        if series["backbone"] in (backbone, paper()["backbone"]):
-            for shots, accuracy in series["accuracy"].items():
-                key = (series["dataset"], series["method"], int(shots))
-                found.setdefault(key, (accuracy, series["backbone"], paper()["sources"][series["source"]]))
-    return found
-
-
-def paper_averages() -> dict[tuple[str, int], tuple[float, str]]:
-    """(method, shots) → (mean over the eleven datasets in %, source), of RN50: derived, as the sources say."""
-    numbers, sources, found = paper_numbers(paper()["backbone"]), paper()["sources"], {}
-    for series in paper()["averages"]:  # of single numbers that are not in the file
-        for shots, accuracy in series["accuracy"].items():
-            found[series["method"], int(shots)] = accuracy, sources[series["source"]]
-    for method, shots in {key[1:] for key in numbers}:
-        eleven = [numbers.get((dataset, method, shots), (None,))[0] for dataset in paper()["datasets"]]
-        if None not in eleven:
-            found[method, shots] = round(fmean(eleven), 2), sources["mean"]
-    return found
 
 
 def banks_in(folder: str | Path) -> list[FeatureBank]:
@@ -205,18 +157,12 @@ def _remarks(bank: FeatureBank, shots: int, its_backbone: str | None) -> tuple[l
         remarks.append("weights not recorded")
     if images != their_images:
         remarks.append(f"{images} test images, the paper's {their_images}")
-    if (found := style(bank)) != STYLES[paper()["resize_mode"]]:
+    if (found := style(bank)) != RESIZING[paper()["resize_mode"]]:
         remarks.append(f"preprocessing: {found}")
     counts = torch.bincount(bank.splits["train"].labels, minlength=classes)
     if short := int((counts < shots).sum()):
         remarks.append(f"{short} classes have fewer than {shots} training images")
     return remarks, same
-
-
-def style(bank: FeatureBank) -> str:
-    """How the bank's pictures were brought to size, in the paper's words."""
-    mode = bank.meta.get("preprocessing", {}).get("resize_mode")
-    return STYLES.get(mode, f"resize_mode {mode}" if mode else "not recorded")
 
 
 def _average(rows: Mapping[tuple, dict], method: str, shots: int) -> dict | None:
@@ -231,53 +177,3 @@ def _average(rows: Mapping[tuple, dict], method: str, shots: int) -> dict | None
             "std": None, "seeds": min(row["seeds"] for row in eleven) if measured else 0,
             "difference": _difference(ours, theirs, measured and all(row["same"] for row in eleven)),
             "remarks": "derived" if measured else "derived; not measured on all eleven", "same": False}
-
-
-# ── Markdown ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def markdown(table, banks: Sequence[FeatureBank], backbone: str, unfit: Mapping[str, str] | None = None) -> str:
-    """The table as a page: a section per method, the two protocols, the banks and the sources."""
-    lines = [f"# The paper's numbers beside ours: {backbone}", "",
-             "Accuracy in %. A cell holds theirs / ours ± standard deviation over seeds / ours - theirs in points; the "
-             "difference stands only where features and classes are the paper's.", "",
-             f"- **Theirs:** {paper()['protocol']}.", f"- **Ours:** {PROTOCOL}."]
-    if backbone == "pocket":
-        lines.append("- The pocket CLIP's image tower is ImageNet-supervised: its numbers say nothing of OpenAI's CLIP.")
-    for method, rows in table.groupby("method", sort=False):
-        shots = sorted(rows.shots.unique())
-        heads = ["dataset", *({0: "no shots", 1: "1 shot"}.get(s, f"{s} shots") for s in shots), "seeds", "remarks"]
-        lines += ["", f"## {method}", "", _line(heads), _line(["---"] * len(heads))]
-        for dataset, cells in rows.groupby("dataset", sort=False):
-            by_shots = {row.shots: cell(row) for row in cells.itertuples()}
-            remarks = dict.fromkeys("; ".join(cells.remarks).replace("not measured: no run", "").split("; "))
-            seeds = sorted(set(cells.seeds) - {0})
-            lines.append(_line([settings().get(dataset, (dataset,))[0], *(by_shots.get(s, "–") for s in shots),
-                                ", ".join(map(str, seeds)) or "–", "; ".join(filter(None, remarks))]))
-    lines += ["", "## Our banks", ""] + ([] if banks else ["None."])
-    for bank in banks:
-        sizes = " / ".join(str(len(bank.splits[name])) for name in SPLITS)
-        lines.append(f"- **{bank.dataset}**: {len(bank.classnames)} classes, {sizes} train / val / test; "
-                     f"split: {bank.meta.get('protocol', 'not recorded')}; preprocessing: {style(bank)}; "
-                     f"weights: {bank.meta.get('weights_tag', 'not recorded')}; prompts: "
-                     f"{', '.join(f'`{template}`' for template in bank.templates)}; hash {bank.hash[:12]}")
-    lines += [f"- {dataset}: not run, {reason}" for dataset, reason in (unfit or {}).items()]
-    sources = table.dropna(subset="source").groupby("source", sort=False).method.unique()
-    lines += ["", "## Where their numbers are from", ""]
-    lines += [f"- {', '.join(methods)}: {source}" for source, methods in sources.items()]
-    return "\n".join(lines) + "\n"
-
-
-def cell(row) -> str:
-    """"theirs / ours ± deviation / difference" of a row of the table."""
-    import pandas
-    there = lambda value: not pandas.isna(value)
-    ours = "not measured" if not row.seeds else f"{row.ours:.2f}" + (f" ± {row.std:.2f}" if there(row.std) else "")
-    return " / ".join([f"{row.paper:.2f}" if there(row.paper) else "–", ours,
-                       *([f"{row.difference:+.2f}"] if there(row.difference) else [])])
-
-
-def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-

@@ -11,6 +11,7 @@ from ..devices import threads
 from ..errors import BankError
 from ..files import versions, whole
 from ..methods import Method, method_named
+from ..progress import bar
 from ..values import shown, whole_number
 from .engines import finished
 
@@ -177,18 +178,16 @@ def execute(runs: Sequence[Run], results: Results | None = None, *, progress: bo
 
     engine: jobs, engine and address of `engines.finished`. Rows are the same for any of them.
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import MofNCompleteColumn, TimeElapsedColumn
     rows = dict(results.rows) if results else {}
     left = [run for run in runs if run.key not in rows]
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-               TextColumn("left"), TimeRemainingColumn())
-    with Progress(*columns, disable=not progress) as bar:
-        task = bar.add_task("runs", total=len(runs), completed=len(runs) - len(left))
+    with bar(MofNCompleteColumn(), TimeElapsedColumn(), shown=progress) as display:
+        task = display.add_task("runs", total=len(runs), completed=len(runs) - len(left))
         for key, row, details in finished(left, **engine):
             rows[key] = row
             if results:
                 results.add(key, row, details)
-            bar.update(task, advance=1, description=f"{key[0]} · shots {key[3]}")
+            display.update(task, advance=1, description=f"{key[0]} · shots {key[3]}")
     if results:
         results.finish(runs)
     return [rows[run.key] | run.shown for run in runs]  # a row that was read back from a file holds text

@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from ..banks import FeatureBank, list_banks
-from ..experiments.reference import METHODS, TABLE
+from ..experiments.reference import MEASURED, RESULTS
 from ..experiments.runs import COLUMNS, Results, Run, execute, write_rows
 from ..files import BUNDLED, versions, whole
 
@@ -26,7 +26,7 @@ PROTOCOL = ("fit on the support set; selection on min(shots, 4) validation image
 
 def first_runs(banks) -> list[Run]:
     """Seeds 1 to 3 of everything that the banks have the shots for."""
-    return [Run(bank, method, shots, seed) for bank, method, shots, seed in product(banks, METHODS.values(), SHOTS, SEEDS)
+    return [Run(bank, method, shots, seed) for bank, method, shots, seed in product(banks, MEASURED.values(), SHOTS, SEEDS)
             if shots <= bank.max_shots]
 
 
@@ -60,16 +60,16 @@ def main(
     rows = execute(runs, results, jobs=jobs, progress=True)
     more = further_runs(runs, rows)
     runs, rows = runs + more, rows + execute(more, results, jobs=jobs, progress=True)
-    places = [list_banks(), list(METHODS)]
+    places = [list_banks(), list(MEASURED)]
     order = sorted(range(len(runs)), key=lambda i: (places[0].index(runs[i].bank.dataset),
                                                    places[1].index(runs[i].method.label), runs[i].shots, runs[i].seed))
-    write_rows(TABLE, COLUMNS, (rows[i] for i in order))
+    write_rows(RESULTS, COLUMNS, (rows[i] for i in order))
     about = {"commits": log.read_text(encoding="utf-8").split(), "protocol": PROTOCOL, "versions": versions(),
-             "banks": {bank.dataset: bank.hash for bank in banks}, "methods": {k: repr(m) for k, m in METHODS.items()},
+             "banks": {bank.dataset: bank.hash for bank in banks}, "methods": {k: repr(m) for k, m in MEASURED.items()},
              "seeds": f"1 to {MORE_SEEDS[-1]} where a fit takes under {SECONDS:g} s, else 1 to {SEEDS[-1]}"}
-    with whole(TABLE.with_suffix(".json")) as partial:
+    with whole(RESULTS.with_suffix(".json")) as partial:
         partial.write_text(json.dumps(about, indent=1), encoding="utf-8")
-    print(f"wrote {TABLE} ({len(runs)} runs)")
+    print(f"wrote {RESULTS} ({len(runs)} runs)")
 
 
 if __name__ == "__main__":
