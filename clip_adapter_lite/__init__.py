@@ -1,6 +1,7 @@
 """clip-adapter-lite: learn, verify and use CLIP-Adapter (arXiv 2110.04544) on frozen features.
 
-Importing this costs torch and little more: open_clip, torchvision, scikit-learn, pandas and seaborn are imported when used.
+Importing this costs torch and little more: open_clip, torchvision, scikit-learn, pandas and seaborn
+    are imported when used.
 """
 from .backbones import Backbone, classifier_weights, load_backbone
 from .banks import FeatureBank, build_bank, list_banks
@@ -16,8 +17,9 @@ from .sharing import pull, push
 from .splits import Split
 from .transfer import base_and_new, transfer
 
-__all__ = ["Backbone", "BankError", "CLIPAdapter", "Classifier", "CoOp", "Episode", "FeatureBank", "LinearProbe", "METHODS",
-           "Method", "Split", "TipAdapter", "ZeroShot", "base_and_new", "build_bank", "calibration_error",
-           "classifier_weights", "compare", "list_banks", "load_backbone", "load_classifier", "paired_bootstrap",
-           "per_class_accuracy", "predict", "pull", "push", "recompute", "reference", "reliability_curve",
-           "save_classifier", "summarise", "sweep", "transfer"]
+__all__ = ["Backbone", "BankError", "CLIPAdapter", "Classifier", "CoOp", "Episode", "FeatureBank",
+           "LinearProbe", "METHODS", "Method", "Split", "TipAdapter", "ZeroShot", "base_and_new",
+           "build_bank", "calibration_error", "classifier_weights", "compare", "list_banks",
+           "load_backbone", "load_classifier", "paired_bootstrap", "per_class_accuracy", "predict",
+           "pull", "push", "recompute", "reference", "reliability_curve", "save_classifier",
+           "summarise", "sweep", "transfer"]

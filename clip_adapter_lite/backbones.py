@@ -19,9 +19,10 @@ from .naming import prompts
 class Backbone:
     """A frozen CLIP: images and texts in, un-normalised features [·, D] out.
 
-    name, tag: open_clip's architecture and weights. preprocess: PIL image → tensor [3, H, W]. tokenizer: list of
-    strings → token ids [N, context length]. device, dtype: where and how precisely the towers work; features come back
-    on the CPU in float32 all the same (`devices.py`). Always in evaluation mode, no parameter requires a gradient.
+    name, tag: open_clip's architecture and weights. preprocess: PIL image → tensor [3, H, W].
+    tokenizer: list of strings → token ids [N, context length]. device, dtype: where and how
+    precisely the towers work; features come back on the CPU in float32 all the same (`devices.py`).
+    Always in evaluation mode, no parameter requires a gradient.
     """
     name: str
     tag: str
@@ -63,23 +64,26 @@ class Backbone:
         """
         tokens = self.tokens(texts)
         if _is_causal(getattr(self.model, "text", self.model)):
-            parts = [self.encode_tokens(self.embed(part), part.argmax(1)) for part in tokens.split(batch)]
+            parts = [self.encode_tokens(self.embed(part), part.argmax(1))
+                     for part in tokens.split(batch)]
         else:
             parts = [self.model.encode_text(part) for part in tokens.split(batch)]
         return torch.cat(parts).float().cpu()
 
-    # ── the text tower from the inside, as prompt learning needs it ───────────────────────────────────────────
+    # ── the text tower from the inside, as prompt learning needs it ───────────────────────────────
 
     @property
     def text_tower(self):
-        """What holds token_embedding, transformer, ln_final …: the model itself (`CLIP`) or its `text` part.
+        """What holds token_embedding, transformer, ln_final …: the model itself (`CLIP`) or its
+        `text` part.
 
-        Raises TypeError for towers that are not CLIP's causal transformer (Hugging Face text models, CoCa).
+        Raises TypeError for towers that are not CLIP's causal transformer (Hugging Face text
+        models, CoCa).
         """
         tower = getattr(self.model, "text", self.model)
         if not _is_causal(tower):
-            raise TypeError(f"{self.name} has a text tower other than CLIP's causal transformer; use a CLIP model such "
-                            "as 'ViT-B-32-quickgelu'.")
+            raise TypeError(f"{self.name} has a text tower other than CLIP's causal transformer; "
+                            "use a CLIP model such as 'ViT-B-32-quickgelu'.")
         return tower
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -89,9 +93,12 @@ class Backbone:
     def encode_tokens(self, embedded: Tensor, end: Tensor, prefix: "Prefix" = ()) -> Tensor:
         """Text features [N, D] from token embeddings [N, L, width]; gradients flow.
 
-        end: [N], the position of each text's end token in `embedded`, whose state is projected. The tower is causal, so
-        whatever follows the last end token is cut off: exact, and a quarter of the work for short prompts.
-        prefix: what `encode_prefix` gave for the tokens that stand before `embedded` in every text, if there are any.
+        end: [N], the position of each text's end token in `embedded`, whose state is projected. The
+            tower is causal, so
+        whatever follows the last end token is cut off: exact, and a quarter of the work for short
+            prompts.
+        prefix: what `encode_prefix` gave for the tokens that stand before `embedded` in every text,
+            if there are any.
         """
         tower, x = self.text_tower, embedded[:, :int(end.max()) + 1]
         if prefix:
@@ -104,25 +111,32 @@ class Backbone:
         return projection(x) if isinstance(projection, torch.nn.Module) else x @ projection
 
     def encode_prefix(self, embedded: Tensor) -> "Prefix":
-        """Every layer's keys and values of the token embeddings [P, width] that many texts begin with; gradients flow.
+        """Every layer's keys and values of the token embeddings [P, width] that many texts begin
+        with; gradients flow.
 
-        The tower is causal, so they do not depend on what follows: computed once, they serve every class of a prompt.
+        The tower is causal, so they do not depend on what follows: computed once, they serve every
+            class of a prompt.
         """
         return _transform(self.text_tower, embedded[None])[1]
 
     @property
     def shares_prefixes(self) -> bool:
-        """Whether `encode_prefix` knows the layers of this text tower: open_clip's own, not its experimental ones."""
-        return all(type(block).__name__ == "ResidualAttentionBlock" for block in self.text_tower.transformer.resblocks)
+        """Whether `encode_prefix` knows the layers of this text tower: open_clip's own, not its
+        experimental ones.
+        """
+        return all(type(block).__name__ == "ResidualAttentionBlock"
+                   for block in self.text_tower.transformer.resblocks)
 
 
 Prefix = Sequence[tuple[Tensor, Tensor]]  # a layer's keys and values, each [1, heads, P, width / heads]
 
 
 def _transform(tower, x: Tensor, prefix: Prefix = ()) -> tuple[Tensor, Prefix]:
-    """Hidden states [N, L, width] of embeddings x [N, L, width] that stand behind `prefix`, and their keys and values.
+    """Hidden states [N, L, width] of embeddings x [N, L, width] that stand behind `prefix`, and
+    their keys and values.
 
-    open_clip's ResidualAttentionBlock written out, with its own mask, because it takes no keys from outside.
+    open_clip's ResidualAttentionBlock written out, with its own mask, because it takes no keys from
+    outside.
     """
     before = prefix[0][0].shape[2] if prefix else 0
     here = slice(before, before + x.shape[1])
@@ -132,10 +146,12 @@ def _transform(tower, x: Tensor, prefix: Prefix = ()) -> tuple[Tensor, Prefix]:
     for depth, block in enumerate(tower.transformer.resblocks):
         attention = block.attn
         qkv = linear(block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias)
-        query, *own = qkv.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)  # [3, N, heads, L, ·]
+        # [3, N, heads, L, ·]
+        query, *own = qkv.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
         kept.append(tuple(own))
         if prefix:
-            own = [torch.cat([shared.expand(len(x), -1, -1, -1), mine], dim=2) for shared, mine in zip(prefix[depth], own)]
+            own = [torch.cat([shared.expand(len(x), -1, -1, -1), mine], dim=2) for shared,
+                   mine in zip(prefix[depth], own)]
         seen = scaled_dot_product_attention(query, *own, attn_mask=mask)
         x = x + block.ls_1(attention.out_proj(seen.transpose(1, 2).flatten(2)))
         x = x + block.ls_2(block.mlp(block.ln_2(x)))
@@ -148,11 +164,14 @@ def _is_causal(tower) -> bool:
     return pool == "argmax" and tower.attn_mask is not None and getattr(tower, "cls_emb", None) is None
 
 
-def load_backbone(name: str = "pocket", tag: str | None = None, device: str | torch.device = "auto") -> Backbone:
-    """The pocket CLIP (offline), or any open_clip architecture with a weights tag or the path of a checkpoint.
+def load_backbone(name: str = "pocket", tag: str | None = None,
+                  device: str | torch.device = "auto") -> Backbone:
+    """The pocket CLIP (offline), or any open_clip architecture with a weights tag or the path of a
+    checkpoint.
 
-    tag: "openai" by default where open_clip knows it for this name. OpenAI's weights were trained with QuickGELU, so
-    they are refused on a name without it, which would give slightly wrong features and only a warning.
+    tag: "openai" by default where open_clip knows it for this name. OpenAI's weights were trained
+    with QuickGELU, so they are refused on a name without it, which would give slightly wrong
+    features and only a warning.
     Raises ValueError for an unknown name or tag, RuntimeError if the weights cannot be had.
     """
     import open_clip
@@ -160,8 +179,9 @@ def load_backbone(name: str = "pocket", tag: str | None = None, device: str | to
     precision = tower_precision(device)
     if name == "pocket":
         if tag not in (None, pocket.tag()):
-            raise ValueError(f"The pocket CLIP installed here has weights '{pocket.tag()}', not '{tag}'; a bank made by "
-                             "other weights needs the version of clip-adapter-lite that made it.")
+            raise ValueError(f"The pocket CLIP installed here has weights '{pocket.tag()}', not "
+                             f"'{tag}'; a bank made by other weights needs the version of "
+                             "clip-adapter-lite that made it.")
         model, source, tag = pocket.load(precision=precision), f"local-dir:{pocket.FOLDER}", pocket.tag()
     else:
         model, source, tag = _open_clip(name, tag, precision)
@@ -181,45 +201,51 @@ def shared_backbone(name: str, tag: str, device: torch.device) -> Backbone:
 def _open_clip(name: str, tag: str | None, precision: str):
     import open_clip
     if name not in open_clip.list_models():
-        raise ValueError(f"Unknown backbone '{name}'; give 'pocket', 'RN50-quickgelu', 'RN101-quickgelu', "
-                         "'ViT-B-32-quickgelu', 'ViT-B-16-quickgelu' or a name from open_clip.list_models().")
+        raise ValueError(f"Unknown backbone '{name}'; give 'pocket', 'RN50-quickgelu', "
+                         "'RN101-quickgelu', 'ViT-B-32-quickgelu', 'ViT-B-16-quickgelu' or a name "
+                         "from open_clip.list_models().")
     tags = open_clip.list_pretrained_tags_by_model(name)
     tag = tag or ("openai" if "openai" in tags else None)
     if tag is None:
-        raise ValueError(f"{name} has several sets of weights; name one with tag=…: {', '.join(tags) or 'none known'}, "
-                         "or the path of a checkpoint.")
+        raise ValueError(f"{name} has several sets of weights; name one with tag=…: "
+                         f"{', '.join(tags) or 'none known'}, or the path of a checkpoint.")
     if tag == "openai" and not name.endswith("quickgelu"):
         raise ValueError(f"OpenAI's weights need QuickGELU, which '{name}' does not have; "
                          f"use '{name}-quickgelu'.")
     if tag not in tags and not Path(tag).is_file():
-        raise ValueError(f"{name} has no weights '{tag}'; open_clip knows {', '.join(tags) or 'none'}, or give the path "
-                         "of a checkpoint.")
+        raise ValueError(f"{name} has no weights '{tag}'; open_clip knows "
+                         f"{', '.join(tags) or 'none'}, or give the path of a checkpoint.")
     import logging
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)  # without a network the hub logs each of its tries, twice
     try:
-        return open_clip.create_model(name, pretrained=tag, precision=precision, weights_only=True), name, tag
+        return open_clip.create_model(name, pretrained=tag, precision=precision,
+                                      weights_only=True), name, tag
     except Exception as error:  # open_clip wraps network failures in several types
-        raise RuntimeError(f"The weights '{tag}' of {name} could not be loaded ({one_line(error)}); they are downloaded "
-                           "once, so connect to the network for that, or use backbone 'pocket', which works offline."
+        raise RuntimeError(f"The weights '{tag}' of {name} could not be loaded "
+                           f"({one_line(error)}); they are downloaded once, so connect to the "
+                           "network for that, or use backbone 'pocket', which works offline."
                            ) from error
     finally:
         logging.disable(before)
 
 
 @torch.no_grad()
-def classifier_weights(backbone: Backbone, classnames: Sequence[str], templates: Sequence[str] = ("a photo of a {}.",),
-                       *, normalize_each: bool = True) -> Tensor:
-    """Zero-shot classifier weights W [C, D], unit length, on the CPU: text features averaged over the templates.
+def classifier_weights(backbone: Backbone, classnames: Sequence[str],
+                       templates: Sequence[str] = ("a photo of a {}.",), *,
+                       normalize_each: bool = True) -> Tensor:
+    """Zero-shot classifier weights W [C, D], unit length, on the CPU: text features averaged over
+    the templates.
 
-    Underscores in class names are read as spaces. normalize_each: bring every template's feature to unit length before
-    averaging, as CLIP's own ensembles do; False averages the raw features.
+    Underscores in class names are read as spaces. normalize_each: bring every template's feature to
+    unit length before averaging, as CLIP's own ensembles do; False averages the raw features.
     """
     for template in templates:
         if "{}" not in template:
-            raise ValueError(f"The template '{template}' has no {{}} for the class name; write for example "
-                             "'a photo of a {}.'.")
-    features = backbone.encode_text([text for template in templates for text in prompts(classnames, template)])
+            raise ValueError(f"The template '{template}' has no {{}} for the class name; write for "
+                             "example 'a photo of a {}.'.")
+    features = backbone.encode_text([text for template in templates
+                                     for text in prompts(classnames, template)])
     features = features.reshape(len(templates), len(classnames), -1)  # [templates, C, D]
     if normalize_each:
         features = normalize(features, dim=-1)

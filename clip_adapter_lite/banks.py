@@ -1,8 +1,9 @@
 """Feature banks and the few-shot episodes drawn from them.
 
-A bank holds what a frozen backbone made of a dataset, once: image features per split, one text feature per class, and
-where all of it came from. An episode is one few-shot problem: what a method may see (support, validation) and what it
-is judged on (test). Features are stored un-normalised in half precision; normalising is the method's business.
+A bank holds what a frozen backbone made of a dataset, once: image features per split, one text
+feature per class, and where all of it came from. An episode is one few-shot problem: what a method
+may see (support, validation) and what it is judged on (test). Features are stored un-normalised in
+half precision; normalising is the method's business.
 """
 import json
 import os
@@ -25,16 +26,18 @@ from .files import BUNDLED, cache_folder, tensor_hash, write_tensors
 from .splits import SPLITS, Split, drawn
 from .values import as_json, as_scale, as_tensor, whole_number
 
-NAMED = ("dataset", "backbone", "classnames", "templates", "logit_scale", "hash")  # what a file says beside `meta`
+# what a file says beside `meta`
+NAMED = ("dataset", "backbone", "classnames", "templates", "logit_scale", "hash")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FeatureBank:
     """Image and text features of one dataset under one backbone, and where they came from.
 
-    text_features [C, D]; splits maps "train", "val" and "test" to `Split`s; tensors are kept in half precision, without a
-    graph.
-    meta: what else is known (protocol, source, licence, preprocessing, weights, versions …), JSON-serialisable.
+    text_features [C, D]; splits maps "train", "val" and "test" to `Split`s; tensors are kept in
+    half precision, without a graph.
+    meta: what else is known (protocol, source, licence, preprocessing, weights, versions …),
+        JSON-serialisable.
     Raises BankError on shapes, labels or values that cannot be right.
     """
     dataset: str
@@ -47,39 +50,44 @@ class FeatureBank:
     meta: dict = field(default_factory=dict)
 
     def __post_init__(self):
-        object.__setattr__(self, "templates", (self.templates,) if isinstance(self.templates, str) else self.templates)
+        object.__setattr__(self, "templates", (self.templates,) if isinstance(self.templates, str)
+                           else self.templates)
         for name in ("classnames", "templates"):
             given = getattr(self, name)
             if isinstance(given, str) or not all(isinstance(text, str) for text in given):
-                raise BankError(f"{self.dataset}: {name} must be a list of texts; got {type(given).__name__}, so give "
-                                "each as a text of its own.")
+                raise BankError(f"{self.dataset}: {name} must be a list of texts; got "
+                                f"{type(given).__name__}, so give each as a text of its own.")
             object.__setattr__(self, name, tuple(map(str, given)))
-        text = as_tensor(self.text_features, f"{self.dataset}: text features must be numbers of shape [C, D]", TEXT)
+        text = as_tensor(self.text_features, f"{self.dataset}: text features must be numbers of "
+                                             "shape [C, D]", TEXT)
         for precision in (text, text.half()):
             check_text(precision, len(self.classnames), self.dataset)
-        if not isinstance(self.splits, Mapping) or not all(isinstance(split, Split) for split in self.splits.values()):
-            raise BankError(f"{self.dataset}: splits must be a dictionary of `Split`s; give Split(features, labels) for "
-                            f"{', '.join(SPLITS)}.")
+        if not isinstance(self.splits, Mapping) or not all(isinstance(split, Split)
+                                                           for split in self.splits.values()):
+            raise BankError(f"{self.dataset}: splits must be a dictionary of `Split`s; give "
+                            f"Split(features, labels) for {', '.join(SPLITS)}.")
         if set(self.splits) != set(SPLITS):
-            raise BankError(f"{self.dataset}: splits must be exactly {', '.join(SPLITS)} (an empty one has shape "
-                            f"[0, D]); got {', '.join(sorted(self.splits))}.")
+            raise BankError(f"{self.dataset}: splits must be exactly {', '.join(SPLITS)} (an empty "
+                            f"one has shape [0, D]); got {', '.join(sorted(self.splits))}.")
         if taken := set(NAMED) & set(self.meta):
-            raise BankError(f"{self.dataset}: meta must not hold {', '.join(sorted(taken))}, which the bank records itself; "
-                            "use another key.")
+            raise BankError(f"{self.dataset}: meta must not hold {', '.join(sorted(taken))}, which "
+                            "the bank records itself; use another key.")
         for name, split in self.splits.items():
             split.check(f"{self.dataset}, {name}", text.shape[1], len(self.classnames))
         object.__setattr__(self, "text_features", text.half())
-        object.__setattr__(self, "splits", {name: self.splits[name].to(torch.float16) for name in SPLITS})
+        object.__setattr__(self, "splits", {name: self.splits[name].to(torch.float16)
+                                            for name in SPLITS})
         object.__setattr__(self, "logit_scale", as_scale(self.logit_scale, self.dataset))
         for name in SPLITS:  # half precision overflows at 65 504
-            self.splits[name].check(f"{self.dataset}, {name} in half precision", text.shape[1], len(self.classnames))
+            self.splits[name].check(f"{self.dataset}, {name} in half precision", text.shape[1],
+                                    len(self.classnames))
 
     def __repr__(self):
         sizes = " / ".join(str(len(self.splits[s])) for s in SPLITS)
-        return (f"FeatureBank({self.dataset!r}, backbone={self.backbone!r}: {len(self.classnames)} classes, "
-                f"{sizes} train / val / test, D = {self.text_features.shape[1]})")
+        return (f"FeatureBank({self.dataset!r}, backbone={self.backbone!r}: {len(self.classnames)} "
+                f"classes, {sizes} train / val / test, D = {self.text_features.shape[1]})")
 
-    # ── episodes ──────────────────────────────────────────────────────────────────────────────────────────────
+    # ── episodes ──────────────────────────────────────────────────────────────────────────────────
 
     @cached_property
     def max_shots(self) -> int:
@@ -90,21 +98,25 @@ class FeatureBank:
         return torch.bincount(self.splits[split].labels, minlength=len(self.classnames)).tolist()
 
     def check_shots(self, shots: int) -> None:
-        """Raise BankError, naming class and count, if a class has fewer than `shots` training images."""
+        """Raise BankError, naming class and count, if a class has fewer than `shots` training
+        images.
+        """
         shots = whole_number(shots, "shots")
         if shots < 1:
             raise BankError(f"shots must be at least 1; got {shots} (for none at all use ZeroShot).")
         counts = self._counts("train")
         least = counts.index(min(counts))
         if counts[least] < shots:
-            raise BankError(f"{self.dataset}: class '{self.classnames[least]}' has {counts[least]} training images, "
-                            f"fewer than the {shots} shots asked for; use shots up to {counts[least]}, or "
-                            "allow_fewer=True (--allow-fewer).")
+            raise BankError(f"{self.dataset}: class '{self.classnames[least]}' has {counts[least]} "
+                            f"training images, fewer than the {shots} shots asked for; use shots "
+                            f"up to {counts[least]}, or allow_fewer=True (--allow-fewer).")
 
     def episode(self, shots: int, seed: int = 1, *, allow_fewer: bool = False) -> Episode:
-        """Draw `shots` training images a class, min(shots, 4) validation images a class, and the whole test split.
+        """Draw `shots` training images a class, min(shots, 4) validation images a class, and the
+        whole test split.
 
-        The draw depends on (seed, class, index) alone, and the images of fewer shots are among those of more.
+        The draw depends on (seed, class, index) alone, and the images of fewer shots are among
+        those of more.
         allow_fewer: take what exists of a class that has too few, instead of raising BankError.
         """
         shots, seed = whole_number(shots, "shots"), whole_number(seed, "seed")
@@ -114,7 +126,8 @@ class FeatureBank:
         return Episode(
             support=self._draw("train", shots, seed), val=self._draw("val", wanted, seed),
             test=self.splits["test"].to(torch.float32), text_features=self.text_features.float(),
-            classnames=self.classnames, logit_scale=self.logit_scale, templates=self.templates, dataset=self.dataset,
+            classnames=self.classnames, logit_scale=self.logit_scale, templates=self.templates,
+            dataset=self.dataset,
             backbone_name=self.backbone, backbone_tag=self.meta.get("weights_tag", ""),
             preprocessing=self.meta.get("preprocessing", {}), shots=shots, seed=seed,
             shortfall=tuple(max(0, wanted - n) for n in self._counts("val")))
@@ -124,13 +137,14 @@ class FeatureBank:
         rows = drawn(split.labels.tolist(), len(self.classnames), per_class, seed)
         return split.take(torch.tensor(rows, dtype=torch.long)).to(torch.float32)
 
-    # ── files ─────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── files ─────────────────────────────────────────────────────────────────────────────────────
 
     def tensors(self) -> dict[str, Tensor]:
         """What is stored, by name."""
         named = {"text_features": self.text_features}
         for name, split in self.splits.items():
-            named |= {f"{name}.features": split.features, f"{name}.labels": split.labels.to(torch.int32)}
+            named |= {f"{name}.features": split.features,
+                      f"{name}.labels": split.labels.to(torch.int32)}
         return {name: tensor.cpu().contiguous() for name, tensor in named.items()}
 
     @cached_property
@@ -139,24 +153,30 @@ class FeatureBank:
         return tensor_hash(self.tensors())
 
     def save(self, path: str | Path) -> Path:
-        """Write the bank as safetensors with its description as sorted JSON; the same bank gives the same bytes."""
-        description = {"dataset": self.dataset, "backbone": self.backbone, "classnames": self.classnames,
-                       "templates": self.templates, "logit_scale": self.logit_scale, "hash": self.hash, **self.meta}
-        return write_tensors(self.tensors(), path, {"bank": json.dumps(description, sort_keys=True, default=as_json)})
+        """Write the bank as safetensors with its description as sorted JSON; the same bank gives
+        the same bytes.
+        """
+        description = {"dataset": self.dataset, "backbone": self.backbone,
+                       "classnames": self.classnames, "templates": self.templates,
+                       "logit_scale": self.logit_scale, "hash": self.hash, **self.meta}
+        return write_tensors(self.tensors(), path,
+                             {"bank": json.dumps(description, sort_keys=True, default=as_json)})
 
     @classmethod
-    def load(cls, name: str | Path, backbone: str = "pocket", *, build: bool = False, **options) -> "FeatureBank":
+    def load(cls, name: str | Path, backbone: str = "pocket", *, build: bool = False,
+             **options) -> "FeatureBank":
         """A bank by name (bundled, or in the cache folder) or by path.
 
-        build: if there is none of that name, build it from pictures and keep it in the cache folder; options are those of
-        `build_bank`: `FeatureBank.load("dtd", "RN50-quickgelu", build=True, root="/data", download=True)`.
-        Raises FileNotFoundError, saying which banks there are and the command that makes this one, if there is none;
-        BankError if the file is damaged.
+        build: if there is none of that name, build it from pictures and keep it in the cache
+        folder; options are those of `build_bank`: `FeatureBank.load("dtd", "RN50-quickgelu",
+        build=True, root="/data", download=True)`.
+        Raises FileNotFoundError, saying which banks there are and the command that makes this one,
+        if there is none; BankError if the file is damaged.
         """
         path = Path(name).expanduser()
         if options and not build:
-            raise ValueError(f"{', '.join(options)} {'is' if len(options) == 1 else 'are'} for building a bank; add "
-                             "build=True.")
+            raise ValueError(f"{', '.join(options)} {'is' if len(options) == 1 else 'are'} for "
+                             "building a bank; add build=True.")
         if path.suffix != ".safetensors":
             path = next((p for p in _places(str(name), backbone) if p.exists()), path)
         if path.is_file():
@@ -164,7 +184,8 @@ class FeatureBank:
         if build and path.suffix != ".safetensors":
             return build_bank(str(name), backbone, out=cache_place(str(name), backbone), **options)
         raise FileNotFoundError(f"No bank '{name}' for backbone '{backbone}' (there: "
-                                f"{', '.join(list_banks(backbone)) or 'none'}); {_how_to_get(path, backbone)}.")
+                                f"{', '.join(list_banks(backbone)) or 'none'}); "
+                                f"{_how_to_get(path, backbone)}.")
 
     @classmethod
     def _read(cls, path: Path) -> "FeatureBank":
@@ -178,52 +199,62 @@ class FeatureBank:
             splits = {s: Split(tensors[f"{s}.features"], tensors[f"{s}.labels"]) for s in SPLITS}
             text = tensors["text_features"]
         except (SafetensorError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise BankError(f"{path} is not a complete feature bank ({type(error).__name__}: {error}); fetch or build "
-                            "it again.") from error
+            raise BankError(f"{path} is not a complete feature bank ({type(error).__name__}: "
+                            f"{error}); fetch or build it again.") from error
         if tensor_hash(tensors) != recorded:
-            raise BankError(f"{path}: the tensors do not match the recorded hash {recorded[:12]}…, so the file was "
-                            "changed or damaged; fetch or build it again.")
+            raise BankError(f"{path}: the tensors do not match the recorded hash {recorded[:12]}…, "
+                            "so the file was changed or damaged; fetch or build it again.")
         return cls(**keys, text_features=text, splits=splits, meta=about)
 
 
-def build_bank(dataset: ImageDataset | str, backbone: str | Backbone = "pocket", *, root: str | Path | None = None,
-               download: bool = False, allow_missing: bool = False, tag: str | None = None,
-               out: str | Path | None = None, force: bool = False, views: int = 1, preprocess: str = "clip",
-               templates: str | Sequence[str] | None = None, normalize_each: bool = True, batch: int = 64,
-               workers: int | None = None, skip_unreadable: bool = False, seed: int = 1,
-               progress: bool = True) -> FeatureBank:
-    """The feature bank of a dataset (an `ImageDataset`, or a name for `load_dataset`) under a backbone (loaded, or a name).
+def build_bank(dataset: ImageDataset | str, backbone: str | Backbone = "pocket", *,
+               root: str | Path | None = None, download: bool = False, allow_missing: bool = False,
+               tag: str | None = None, out: str | Path | None = None, force: bool = False,
+               views: int = 1, preprocess: str = "clip",
+               templates: str | Sequence[str] | None = None, normalize_each: bool = True,
+               batch: int = 64, workers: int | None = None, skip_unreadable: bool = False,
+               seed: int = 1, progress: bool = True) -> FeatureBank:
+    """The feature bank of a dataset (an `ImageDataset`, or a name for `load_dataset`) under a
+    backbone (loaded, or a name).
 
-    root, download, allow_missing: as `load_dataset` has them, for a name. tag: the weights, for a backbone's name.
-    out: where the bank is written. Until it is, finished shards are kept beside it, in `OUT.parts`: after a kill, a full
-        disk or Ctrl-C the same call goes on and gives the same tensors. force: build though `out` is there already, or
-        though the shards are another build's.
-    views: of each training picture, [V, N, D]: view 0 is the plain picture, the others are random crops, half of them
-        mirrored, that depend on `seed`, the picture's place and the view alone. val and test are plain.
-    preprocess: "clip" keeps the aspect ratio (the backbone's own way; views show 0.5 to 1 of the area, as Tip-Adapter's),
-        "coop" squashes both sides (views show 0.08 to 1, as CoOp's). Recorded; `predict` does as the bank did.
-    templates: prompts with {} for the class name, or sets of them by name (seven, openai-80); the dataset's own by default.
-        Their features are averaged at unit length, or raw with normalize_each=False.
-    batch: pictures at a time, halved where the memory does not suffice. workers: threads that decode; one a core.
+    root, download, allow_missing: as `load_dataset` has them, for a name. tag: the weights, for a
+        backbone's name.
+    out: where the bank is written. Until it is, finished shards are kept beside it, in `OUT.parts`:
+        after a kill, a full disk or Ctrl-C the same call goes on and gives the same tensors. force:
+        build though `out` is there already, or though the shards are another build's.
+    views: of each training picture, [V, N, D]: view 0 is the plain picture, the others are random
+        crops, half of them mirrored, that depend on `seed`, the picture's place and the view alone.
+        val and test are plain.
+    preprocess: "clip" keeps the aspect ratio (the backbone's own way; views show 0.5 to 1 of the
+        area, as Tip-Adapter's), "coop" squashes both sides (views show 0.08 to 1, as CoOp's).
+        Recorded; `predict` does as the bank did.
+    templates: prompts with {} for the class name, or sets of them by name (seven, openai-80); the
+        dataset's own by default. Their features are averaged at unit length, or raw with
+        normalize_each=False.
+    batch: pictures at a time, halved where the memory does not suffice. workers: threads that
+        decode; one a core.
     skip_unreadable: leave out pictures that cannot be read; `protocol` says how many.
-    Raises OSError, naming all of them, for unreadable pictures, once everything else is finished; BankError, ValueError and
-    FileNotFoundError for what cannot be right, before any work.
+    Raises OSError, naming all of them, for unreadable pictures, once everything else is finished;
+    BankError, ValueError and FileNotFoundError for what cannot be right, before any work.
     """
     if isinstance(dataset, str):
         if root is None:
-            raise ValueError(f"To build the bank of {dataset}, root=DIR (--root DIR) must say which folder holds the "
-                             "datasets.")
-        dataset = datasets.load_dataset(dataset, root, download=download, allow_missing=allow_missing, seed=seed)
+            raise ValueError(f"To build the bank of {dataset}, root=DIR (--root DIR) must say "
+                             "which folder holds the datasets.")
+        dataset = datasets.load_dataset(dataset, root, download=download,
+                                        allow_missing=allow_missing, seed=seed)
     workers = os.cpu_count() or 1 if workers is None else workers
     if batch < 1 or workers < 1:
         raise ValueError(f"batch and workers must be at least 1; got {batch} and {workers}.")
     if out and Path(out).exists() and not force:
-        raise BankError(f"{out} is there already; load it, give another --out, or build it again with --force (force=True).")
+        raise BankError(f"{out} is there already; load it, give another --out, or build it again "
+                        "with --force (force=True).")
     templates = _prompts(templates or dataset.templates)
     backbone = load_backbone(backbone, tag) if isinstance(backbone, str) else backbone
-    fields, shards = build(dataset, backbone, templates, out=out, force=force, views=views, style=preprocess,
-                           normalize_each=normalize_each, batch=batch, workers=workers, seed=seed,
-                           skip_unreadable=skip_unreadable, progress=progress)
+    fields, shards = build(dataset, backbone, templates, out=out, force=force, views=views,
+                           style=preprocess, normalize_each=normalize_each, batch=batch,
+                           workers=workers, seed=seed, skip_unreadable=skip_unreadable,
+                           progress=progress)
     bank = FeatureBank(**fields)
     if shards:
         shards.put(lambda: bank.save(out))
@@ -235,7 +266,8 @@ def _prompts(templates: str | Sequence[str]) -> tuple[str, ...]:
     """The prompts, with the sets among them by name taken apart."""
     given = [templates] if isinstance(templates, str) else templates
     return tuple(one for text in given
-                 for one in (datasets.template_set(text) if text in datasets.TEMPLATE_SETS else (text,)))
+                 for one in (datasets.template_set(text) if text in datasets.TEMPLATE_SETS
+                             else (text,)))
 
 
 def _places(name: str, backbone: str) -> list[Path]:
@@ -251,11 +283,12 @@ def cache_place(name: str, backbone: str) -> Path:
     *bundled, place = _places(name, backbone)
     for what in (name, backbone):
         if what in ("", ".", "..") or "/" in what or "\\" in what:
-            raise BankError(f"'{what}' cannot be part of a file's name, as a bank's name and backbone must; give another "
-                            "name with --name (name=…), or a file with --out.")
+            raise BankError(f"'{what}' cannot be part of a file's name, as a bank's name and "
+                            "backbone must; give another name with --name (name=…), or a file with "
+                            "--out.")
     if any(p.exists() for p in bundled):
-        raise BankError(f"'{name}' is the name of a bundled bank, which comes first for backbone '{backbone}'; give another "
-                        "name with --name (name=…), or a file with --out.")
+        raise BankError(f"'{name}' is the name of a bundled bank, which comes first for backbone "
+                        f"'{backbone}'; give another name with --name (name=…), or a file with --out.")
     return place
 
 
@@ -265,14 +298,15 @@ def _how_to_get(path: Path, backbone: str) -> str:
     build = f"`clip-adapter-lite build --backbone {quote(backbone)}"
     pull = f"`clip-adapter-lite pull SOURCE --name {quote(name)}`"
     if named and name in datasets.names():
-        return (f"build it with {build} --dataset {name} --root DIR`, where DIR is the folder that holds the datasets "
-                f"(--download fetches what can be), or fetch it with {pull}")
+        return (f"build it with {build} --dataset {name} --root DIR`, where DIR is the folder that "
+                f"holds the datasets (--download fetches what can be), or fetch it with {pull}")
     place = quote(str(_places(name, backbone)[-1] if named else path))
-    return (f"give another name, the path of a .safetensors bank, fetch one with {pull}, or build one of your own pictures "
-            f"with {build} --dataset folder --root DIR --out {place}`")
+    return (f"give another name, the path of a .safetensors bank, fetch one with {pull}, or build "
+            f"one of your own pictures with {build} --dataset folder --root DIR --out {place}`")
 
 
 def list_banks(backbone: str = "pocket") -> list[str]:
     """Names of the banks that `FeatureBank.load` finds for this backbone, the bundled ones first."""
     folders = [place.parent for place in _places("any", backbone)]
-    return list(dict.fromkeys(p.stem for folder in folders for p in sorted(folder.glob("*.safetensors"))))
+    return list(dict.fromkeys(p.stem for folder in folders
+                              for p in sorted(folder.glob("*.safetensors"))))

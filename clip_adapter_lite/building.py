@@ -1,4 +1,6 @@
-"""A dataset through a backbone: every picture encoded once, going on after whatever stops that, to a bank's fields."""
+"""A dataset through a backbone: every picture encoded once, going on after whatever stops that, to
+a bank's fields.
+"""
 import hashlib
 import os
 import time
@@ -18,24 +20,30 @@ from .progress import bar
 from .shards import Shards
 from .splits import SPLITS, Split
 
-__all__ = ["build", "encode", "open_image", "preprocessing"]  # kept notebooks import the last three from here
+# kept notebooks import the last three from here
+__all__ = ["build", "encode", "open_image", "preprocessing"]
 SHARD = 8  # batches in a shard: what a kill can cost, seconds on a GPU and half a minute on two cores
 
 
 class _Part:
-    """One split in the making: features [V, N, D] in half precision, and why rows of it could not be read."""
+    """One split in the making: features [V, N, D] in half precision, and why rows of it could not
+    be read.
+    """
 
     def __init__(self, encoder: Encoder, name: str, items: Sequence, batch: int):
         self.encoder, self.name = encoder, name
         self.pictures, self.labels = [picture for picture, _ in items], [label for _, label in items]
-        self.features = torch.zeros(encoder.views, len(items), encoder.backbone.width, dtype=torch.float16)
+        self.features = torch.zeros(encoder.views, len(items), encoder.backbone.width,
+                                    dtype=torch.float16)
         self.unreadable: dict[int, str] = {}
         self.batch = max(1, batch // encoder.views)  # pictures, each with all its views
         starts = range(0, len(items), SHARD * self.batch)
         self.todo = [range(start, min(start + SHARD * self.batch, len(items))) for start in starts]
 
     def take(self, shards: Shards) -> None:
-        """What is finished already, except a shard that lacks a picture which can be read by now, or holds no numbers."""
+        """What is finished already, except a shard that lacks a picture which can be read by now,
+        or holds no numbers.
+        """
         for rows in list(self.todo):
             found = shards.read(f"{self.name}-{rows.start:08d}")
             again = found["unreadable"].tolist() if found else []
@@ -47,7 +55,8 @@ class _Part:
 
     def make(self, shards: Shards | None, workers: int, advance: Callable[[int], None]) -> None:
         """The rest, batch by batch, kept shard by shard."""
-        batches = [shard[i:i + self.batch] for shard in self.todo for i in range(0, len(shard), self.batch)]
+        batches = [shard[i:i + self.batch] for shard in self.todo
+                   for i in range(0, len(shard), self.batch)]
         ends = {shard.stop: shard for shard in self.todo}
         for rows, good, found, bad in encoded(self.encoder, self.pictures, batches, workers):
             if good:
@@ -62,7 +71,8 @@ class _Part:
 
     def split(self) -> Split:
         """The split of the pictures that could be read."""
-        rows = torch.tensor([row for row in range(len(self.labels)) if row not in self.unreadable], dtype=torch.long)
+        rows = torch.tensor([row for row in range(len(self.labels)) if row not in self.unreadable],
+                            dtype=torch.long)
         features = self.features if self.encoder.views > 1 else self.features[0]
         return Split(features, torch.tensor(self.labels, dtype=torch.long)).take(rows)
 
@@ -76,15 +86,20 @@ def _unreadable_because(item, plain: bool) -> str:
     return ""
 
 
-def build(dataset: ImageDataset, backbone: Backbone, templates: Sequence[str], *, out: str | Path | None, force: bool,
-          views: int, style: str, normalize_each: bool, batch: int, workers: int, seed: int, skip_unreadable: bool,
+def build(dataset: ImageDataset, backbone: Backbone, templates: Sequence[str], *,
+          out: str | Path | None, force: bool, views: int, style: str, normalize_each: bool,
+          batch: int, workers: int, seed: int, skip_unreadable: bool,
           progress: bool) -> tuple[dict, Shards | None]:
-    """The fields of a `FeatureBank` of the dataset, and the shards to remove once it is saved: see `build_bank`."""
-    encoders = {name: Encoder(backbone, style, views if name == "train" else 1, seed, dataset.plain) for name in SPLITS}
+    """The fields of a `FeatureBank` of the dataset, and the shards to remove once it is saved: see
+    `build_bank`.
+    """
+    encoders = {name: Encoder(backbone, style, views if name == "train" else 1, seed, dataset.plain)
+                for name in SPLITS}
     text = classifier_weights(backbone, dataset.classnames, templates, normalize_each=normalize_each)
     _warn_of_equal_words(dataset, text)
     parts = [_Part(encoders[name], name, dataset.splits[name], batch) for name in SPLITS]
-    shards = Shards(Path(f"{out}.parts"), _job(dataset, encoders["train"], batch), force) if out else None
+    shards = Shards(Path(f"{out}.parts"), _job(dataset, encoders["train"], batch),
+                    force) if out else None
     if shards:
         for part in parts:
             part.take(shards)
@@ -95,31 +110,34 @@ def build(dataset: ImageDataset, backbone: Backbone, templates: Sequence[str], *
     if unreadable and not skip_unreadable:
         raise OSError(_refusal(unreadable, shards))
     left_out = f"; {_pictures(len(unreadable), 'unreadable ')} left out" if unreadable else ""
-    meta = {"weights_tag": backbone.tag, "protocol": dataset.protocol + left_out, "source": dataset.source,
-            "licence": dataset.licence, "preprocessing": preprocessing(backbone, style),
+    meta = {"weights_tag": backbone.tag, "protocol": dataset.protocol + left_out,
+            "source": dataset.source, "licence": dataset.licence,
+            "preprocessing": preprocessing(backbone, style),
             "reading": "stored pixels, as CoOp" if dataset.plain else "as viewers show it",
             "normalize_each": normalize_each, "versions": versions()}
     if views > 1:
-        meta["views"] = {"count": views, "first": "plain", "others": "random resized crop, mirrored half of the time",
+        meta["views"] = {"count": views, "first": "plain",
+                         "others": "random resized crop, mirrored half of the time",
                          "area": list(STYLES[style]), "seed": seed}
     fields = {"dataset": dataset.name, "backbone": backbone.name, "classnames": dataset.classnames,
-              "templates": templates, "text_features": text, "logit_scale": backbone.logit_scale, "meta": meta,
-              "splits": {part.name: part.split() for part in parts}}
+              "templates": templates, "text_features": text, "logit_scale": backbone.logit_scale,
+              "meta": meta, "splits": {part.name: part.split() for part in parts}}
     return fields, shards
 
 
 def _warn_of_equal_words(dataset: ImageDataset, text: Tensor) -> None:
-    """Warn, naming them, of classes with the same classifier weights [C, D], or as good as: a text's last bits depend on
-    the batch that it is encoded in."""
+    """Warn, naming them, of classes with the same classifier weights [C, D], or as good as: a
+    text's last bits depend on the batch that it is encoded in."""
     first = (text @ text.T > 1 - 1e-5).int().argmax(1)  # of each class the first that has its weights
     for one in first.unique().tolist():
         twins = (first == one).nonzero().flatten().tolist()
         if len(twins) == 1:
             continue
         names = " and ".join(f"'{dataset.classnames[c]}'" for c in twins)
-        warnings.warn(f"{dataset.name}: the text tower cannot tell {names} apart (it reads no upper case, and nothing "
-                      "beyond its context length), so neither can zero-shot or a text adapter; give other names, "
-                      "to an own folder in classes.json.", stacklevel=3)
+        warnings.warn(f"{dataset.name}: the text tower cannot tell {names} apart (it reads no "
+                      "upper case, and nothing beyond its context length), so neither can "
+                      "zero-shot or a text adapter; give other names, to an own folder in "
+                      "classes.json.", stacklevel=3)
 
 
 def _job(dataset: ImageDataset, encoder: Encoder, batch: int) -> dict:
@@ -127,9 +145,11 @@ def _job(dataset: ImageDataset, encoder: Encoder, batch: int) -> dict:
     from importlib.metadata import version
     backbone, digest = encoder.backbone, hashlib.sha256()
     for name in SPLITS:
-        for item, label in dataset.splits[name]:  # the names: to read the files would take as long as the build
+        # the names: to read the files would take as long as the build
+        for item, label in dataset.splits[name]:
             if not isinstance(item, (str, os.PathLike)):
-                item = hashlib.sha256(item.tobytes() + repr((item.mode, item.size)).encode()).hexdigest()
+                item = hashlib.sha256(item.tobytes()
+                                      + repr((item.mode, item.size)).encode()).hexdigest()
             digest.update(f"{name} {label} {item}\n".encode(errors="surrogateescape"))
     weights = Path(backbone.tag)
     if weights.is_file():
@@ -137,13 +157,16 @@ def _job(dataset: ImageDataset, encoder: Encoder, batch: int) -> dict:
     return {"pictures": digest.hexdigest(), "backbone": backbone.name, "weights": str(weights),
             "preprocessing": preprocessing(backbone, encoder.style), "views": encoder.views,
             "plain": encoder.plain,
-            "seed": encoder.seed if encoder.views > 1 else None, "batch": batch, "device": backbone.device.type,
-            "versions": {name: version(name) for name in ("torch", "torchvision", "open_clip_torch", "timm", "pillow")}}
+            "seed": encoder.seed if encoder.views > 1 else None, "batch": batch,
+            "device": backbone.device.type, "versions": {name: version(name)
+                                                         for name in ("torch", "torchvision", "open_clip_torch", "timm", "pillow")}}
 
 
 @contextmanager
 def _progress(name: str, parts: Sequence[_Part], shown: bool):
-    """A bar over all views of all pictures, with rate and time left; gives the function that moves it on."""
+    """A bar over all views of all pictures, with rate and time left; gives the function that moves
+    it on.
+    """
     from rich.progress import MofNCompleteColumn
     total = sum(part.features.shape[0] * part.features.shape[1] for part in parts)
     done = total - sum(len(rows) * part.encoder.views for part in parts for rows in part.todo)
@@ -172,5 +195,6 @@ def _refusal(unreadable: list[str], shards: Shards | None) -> str:
             listing = shards.folder / "unreadable.txt"
             shards.put(lambda: listing.write_text("\n".join(unreadable), encoding="utf-8"))
             names = [*names[:20], f"and {len(names) - 20} more, all of them listed in {listing}"]
-    return (f"{_pictures(len(unreadable))} could not be read: {', '.join(names)}; mend or replace and give the same command "
-            f"again{kept}, or leave them out with --skip-unreadable (skip_unreadable=True).")
+    return (f"{_pictures(len(unreadable))} could not be read: {', '.join(names)}; mend or replace "
+            f"and give the same command again{kept}, or leave them out with --skip-unreadable "
+            "(skip_unreadable=True).")

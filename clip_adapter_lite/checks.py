@@ -1,16 +1,20 @@
-"""The visible checks of the exercises: right or wrong, and if wrong, which known mistake gives just these values.
+"""The visible checks of the exercises: right or wrong, and if wrong, which known mistake gives just
+these values.
 
-Hidden tests do not use this file: what learners can see they can change, so those compare by plain arithmetic.
+Hidden tests do not use this file: what learners can see they can change, so those compare by plain
+    arithmetic.
 """
 from collections.abc import Mapping
 
 
-def check(what: str, found, right, mistakes: Mapping[str, object] | None = None, *, tolerance: float = 1e-5) -> None:
+def check(what: str, found, right, mistakes: Mapping[str, object] | None = None, *,
+          tolerance: float = 1e-5) -> None:
     """Say that `what` is right, or raise AssertionError with one sentence that names the mistake.
 
-    found, right: numbers, or tensors, arrays or lists of the same shape; they may differ by `tolerance` times the greatest
-    right value (at least 1). mistakes: {sentence: what that mistake gives}; the first that fits is told. Values of mistakes
-    may have another shape than the right ones.
+    found, right: numbers, or tensors, arrays or lists of the same shape; they may differ by
+    `tolerance` times the greatest right value (at least 1). mistakes: {sentence: what that mistake
+    gives}; the first that fits is told. Values of mistakes may have another shape than the right
+    ones.
     """
     import numpy
     if found is None:
@@ -25,9 +29,11 @@ def check(what: str, found, right, mistakes: Mapping[str, object] | None = None,
         if _close(found, numpy.asarray(_plain(value), dtype=float), tolerance):
             raise AssertionError(f"{what}: {sentence}")
     if found.shape != right.shape:
-        raise AssertionError(f"{what} has the shape {list(found.shape)}, where {list(right.shape)} was expected.")
+        raise AssertionError(f"{what} has the shape {list(found.shape)}, where {list(right.shape)} "
+                             "was expected.")
     if not numpy.isfinite(found).all():
-        raise AssertionError(f"{what} holds NaN or infinity; look for a division by zero or a log of zero.")
+        raise AssertionError(f"{what} holds NaN or infinity; look for a division by zero or a log "
+                             "of zero.")
     place = tuple(int(i) for i in numpy.unravel_index(numpy.abs(found - right).argmax(), right.shape))
     where = f" at {list(place)}" if place else ""
     raise AssertionError(f"{what} is {found[place]:.6g}{where}, where {right[place]:.6g} was expected.")
@@ -43,7 +49,8 @@ def _array(what: str, value):
     try:
         return numpy.asarray(_plain(value), dtype=float)
     except (TypeError, ValueError):
-        raise AssertionError(f"{what} gave {type(value).__name__}, where numbers or a tensor were expected.") from None
+        raise AssertionError(f"{what} gave {type(value).__name__}, where numbers or a tensor were "
+                             "expected.") from None
 
 
 def _close(found, wanted, tolerance: float) -> bool:

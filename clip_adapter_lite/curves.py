@@ -9,13 +9,16 @@ from .training import seeded
 
 
 def training_curve(method: CLIPAdapter, episode: Episode, every: int = 4):
-    """Train as `method.fit(episode)` does and look on: a DataFrame with columns step, loss, train, val, test.
+    """Train as `method.fit(episode)` does and look on: a DataFrame with columns step, loss, train,
+    val, test.
 
-    A row for step 0 (before training: the adapter is random), every `every` steps, and the last, whose accuracies are those
-    of the fitted classifier. loss is the cross-entropy on the support images (view 0), which train is the accuracy on;
-    accuracies are in [0, 1], NaN for a split without images. With α = β = 0 there is nothing to train and nothing changes.
-    `.attrs` holds backbone, dataset, shots and seed. Looking at `test` while choosing is choosing on test.
-    Raises ValueError for a ratio that is not a number, as "val" trains several adapters, and BankError as `fit` does.
+    A row for step 0 (before training: the adapter is random), every `every` steps, and the last,
+    whose accuracies are those of the fitted classifier. loss is the cross-entropy on the support
+    images (view 0), which train is the accuracy on; accuracies are in [0, 1], NaN for a split
+    without images. With α = β = 0 there is nothing to train and nothing changes. `.attrs` holds
+    backbone, dataset, shots and seed. Looking at `test` while choosing is choosing on test.
+    Raises ValueError for a ratio that is not a number, as "val" trains several adapters, and
+    BankError as `fit` does.
     """
     import pandas
     if not isinstance(method, CLIPAdapter):
@@ -47,6 +50,6 @@ def training_curve(method: CLIPAdapter, episode: Episode, every: int = 4):
         method.train_head(head, episode, lambda step: look(step + 1))
     rows += [(step, *rows[0][1:]) for step in sorted(watched)[len(rows):]]  # α = β = 0 trains nothing
     table = pandas.DataFrame(rows, columns=["step", "loss", "train", "val", "test"])
-    table.attrs = {"backbone": episode.backbone_name, "dataset": episode.dataset, "shots": episode.shots,
-                   "seed": episode.seed}
+    table.attrs = {"backbone": episode.backbone_name, "dataset": episode.dataset,
+                   "shots": episode.shots, "seed": episode.seed}
     return table

@@ -2,7 +2,9 @@
 
 
 class BankError(ValueError):
-    """A bank, split or episode that cannot be right; the message says what, what was expected and what to do."""
+    """A bank, split or episode that cannot be right; the message says what, what was expected and
+    what to do.
+    """
 
 
 def one_line(error: BaseException) -> str:

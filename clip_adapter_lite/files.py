@@ -18,7 +18,8 @@ def cache_folder() -> Path:
 
 @contextmanager
 def whole(path: str | Path) -> Iterator[Path]:
-    """`with whole(path) as partial: …` writes to another name beside `path`, which takes its place if nothing was raised.
+    """`with whole(path) as partial: …` writes to another name beside `path`, which takes its place
+    if nothing was raised.
 
     A failure leaves an older file as it was and nothing else behind. Folders above `path` are made.
     """
@@ -32,15 +33,19 @@ def whole(path: str | Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def write_tensors(tensors: dict[str, Tensor], path: str | Path, metadata: dict[str, str] | None = None) -> Path:
-    """Write a safetensors file, whole or not at all; returns its path. Tensors may share memory; each is written whole."""
+def write_tensors(tensors: dict[str, Tensor], path: str | Path,
+                  metadata: dict[str, str] | None = None) -> Path:
+    """Write a safetensors file, whole or not at all; returns its path. Tensors may share memory;
+    each is written whole.
+    """
     from safetensors.torch import save_file
     own: dict[str, Tensor] = {}
     places = set()
     for name, tensor in tensors.items():
         tensor = tensor.detach().cpu().contiguous()
         place = tensor.untyped_storage().data_ptr()
-        own[name] = tensor.clone() if place in places else tensor  # safetensors refuses two names for one memory
+        # safetensors refuses two names for one memory
+        own[name] = tensor.clone() if place in places else tensor
         places.add(place)
     with whole(path) as partial:
         save_file(own, partial, metadata=metadata)
@@ -54,7 +59,8 @@ def tensor_hash(tensors: dict[str, Tensor]) -> str:
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         numbers = tensor.detach().cpu().contiguous().flatten()
-        digest.update(numbers.view(torch.uint8).numpy().tobytes())  # as bytes, since numpy has no bfloat16
+        # as bytes, since numpy has no bfloat16
+        digest.update(numbers.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -18,7 +18,9 @@ FACTS = ("val_accuracy", "alpha", "beta", "steps", "seconds", "parameters", "ori
 
 
 def save_classifier(classifier: Classifier, path: str | Path) -> Path:
-    """Write a fitted classifier as safetensors, its settings, class names and origin as JSON inside; no pickle."""
+    """Write a fitted classifier as safetensors, its settings, class names and origin as JSON
+    inside; no pickle.
+    """
     about = {"method": classifier.method.name, "settings": asdict(classifier.method),
              "options": classifier.head.options, "classnames": classifier.classnames,
              **{fact: getattr(classifier, fact) for fact in FACTS}}
@@ -35,51 +37,65 @@ def load_classifier(path: str | Path) -> Classifier:
     from safetensors import SafetensorError, safe_open
     path = Path(path).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"There is no classifier file {path}; make one with `clip-adapter-lite fit --out {path}`.")
+        raise FileNotFoundError(f"There is no classifier file {path}; make one with "
+                                f"`clip-adapter-lite fit --out {path}`.")
     try:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})["classifier"])
-            state = {name: file.get_tensor(name).clone() for name in file.keys()}  # at addresses that give the same last bit
+            # at addresses that give the same last bit
+            state = {name: file.get_tensor(name).clone() for name in file.keys()}
         if about["hash"] != tensor_hash(state):
             raise ValueError("its tensors do not match the recorded hash")
         method_class = METHODS[about["method"]]
-        method = method_class(**{k: tuple(v) if isinstance(v, list) else v for k, v in about["settings"].items()})
-        head = method_class.head_class(**{k: v for k, v in state.items() if "." not in k}, **about["options"])
+        method = method_class(**{k: tuple(v) if isinstance(v, list) else v for k,
+                                 v in about["settings"].items()})
+        head = method_class.head_class(**{k: v for k, v in state.items() if "." not in k},
+                                       **about["options"])
         head.load_state_dict(state)
         facts = {fact: about[fact] for fact in FACTS}
         classnames = tuple(about["classnames"])
     except (SafetensorError, KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{path} is not a whole classifier file of this version ({type(error).__name__}: "
-                         f"{one_line(error)}); fit and save it again.") from error
-    return Classifier(head=head.requires_grad_(False).eval(), classnames=classnames, method=method, **facts)
+        raise ValueError(f"{path} is not a whole classifier file of this version "
+                         f"({type(error).__name__}: {one_line(error)}); fit and save it "
+                         "again.") from error
+    return Classifier(head=head.requires_grad_(False).eval(), classnames=classnames, method=method,
+                      **facts)
 
 
 def zero_shot(weights: Tensor, classnames: Sequence[str], backbone: Backbone) -> Classifier:
     """A zero-shot classifier from classifier weights [C, D], for pictures of no bank."""
-    return Classifier(head=ZeroShotHead(weights, logit_scale=backbone.logit_scale), classnames=tuple(classnames),
-                      method=ZeroShot(), origin={"backbone": backbone.name, "weights_tag": backbone.tag})
+    return Classifier(head=ZeroShotHead(weights, logit_scale=backbone.logit_scale),
+                      classnames=tuple(classnames), method=ZeroShot(),
+                      origin={"backbone": backbone.name, "weights_tag": backbone.tag})
 
 
-def predict(classifier: Classifier, backbone: Backbone, images, top: int = 5) -> list[list[tuple[str, float]]]:
+def predict(classifier: Classifier, backbone: Backbone, images,
+            top: int = 5) -> list[list[tuple[str, float]]]:
     """The `top` class names and probabilities, best first, of each picture, or of one alone.
 
-    A picture is a path, a PIL image, or bytes [H, W, 3], and is read as viewers show it. It is preprocessed as those of the
+    A picture is a path, a PIL image, or bytes [H, W, 3], and is read as viewers show it. It is
+    preprocessed as those of the
     bank were that the classifier was fitted on: cropped, or squashed as in CoOp.
 
-    Raises ValueError if the classifier was fitted on features of another backbone, other weights or other preprocessing, or
-    if top is below 1; OSError, naming the file, for a picture that cannot be read.
+    Raises ValueError if the classifier was fitted on features of another backbone, other weights or
+    other preprocessing, or if top is below 1; OSError, naming the file, for a picture that cannot
+    be read.
     """
-    if isinstance(images, (str, os.PathLike)) or hasattr(images, "convert") or getattr(images, "ndim", 4) < 4:
+    if isinstance(images, (str, os.PathLike)) or hasattr(images,
+                                                         "convert") or getattr(images, "ndim", 4) < 4:
         images = [images]
     if top < 1:
         raise ValueError(f"top must be at least 1; got {top}.")
     fitted = classifier.origin
-    style = next((s for s in STYLES if preprocessing(backbone, s) == fitted.get("preprocessing")), "clip")
-    here = {"backbone": backbone.name, "weights_tag": backbone.tag, "preprocessing": preprocessing(backbone, style)}
+    style = next((s for s in STYLES if preprocessing(backbone, s) == fitted.get("preprocessing")),
+                 "clip")
+    here = {"backbone": backbone.name, "weights_tag": backbone.tag,
+            "preprocessing": preprocessing(backbone, style)}
     for what, value in here.items():
         if fitted.get(what) and fitted[what] != value:
-            raise ValueError(f"This classifier was fitted on features with {what.replace('_', ' ')} {fitted[what]!r} but "
-                             f"the backbone given has {value!r}; load the one it was fitted on.")
+            raise ValueError("This classifier was fitted on features with "
+                             f"{what.replace('_', ' ')} {fitted[what]!r} but the backbone given "
+                             f"has {value!r}; load the one it was fitted on.")
     probabilities = classifier.probabilities(encode(backbone, list(images), style=style))
     best = probabilities.topk(min(top, len(classifier.classnames)), dim=1)
     return [[(classifier.classnames[i], p) for i, p in zip(row, chances)]

@@ -3,10 +3,13 @@ import unicodedata
 from collections.abc import Iterable
 
 # first four those that colour-blind eyes tell apart best
-NAMES = {"zero-shot": "zero-shot CLIP", "linear-probe": "linear probe", "coop": "CoOp", "clip-adapter": "CLIP-Adapter",
-         "tip-adapter": "Tip-Adapter", "tip-adapter(finetune=True)": "Tip-Adapter-F",
-         "clip-adapter(branch=text)": "CLIP-Adapter, text", "clip-adapter(branch=both)": "CLIP-Adapter, both",
-         "clip-adapter(alpha=0.2)": "CLIP-Adapter, α = 0.2", "clip-adapter(alpha=learned)": "CLIP-Adapter, learned α"}
+NAMES = {"zero-shot": "zero-shot CLIP", "linear-probe": "linear probe", "coop": "CoOp",
+         "clip-adapter": "CLIP-Adapter", "tip-adapter": "Tip-Adapter",
+         "tip-adapter(finetune=True)": "Tip-Adapter-F",
+         "clip-adapter(branch=text)": "CLIP-Adapter, text",
+         "clip-adapter(branch=both)": "CLIP-Adapter, both",
+         "clip-adapter(alpha=0.2)": "CLIP-Adapter, α = 0.2",
+         "clip-adapter(alpha=learned)": "CLIP-Adapter, learned α"}
 
 
 def features_of(backbone: str) -> str:

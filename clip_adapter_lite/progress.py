@@ -1,4 +1,6 @@
-"""The progress bar of everything that takes more than two seconds: what is done, of how much, and the time left."""
+"""The progress bar of everything that takes more than two seconds: what is done, of how much, and
+the time left.
+"""
 
 
 def bar(*facts, shown: bool = True):
@@ -8,5 +10,5 @@ def bar(*facts, shown: bool = True):
     """
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
     columns = [TextColumn(fact) if isinstance(fact, str) else fact for fact in facts]
-    return Progress(TextColumn("{task.description}"), BarColumn(), *columns, TimeRemainingColumn(), TextColumn("left"),
-                    disable=not shown)
+    return Progress(TextColumn("{task.description}"), BarColumn(), *columns, TimeRemainingColumn(),
+                    TextColumn("left"), disable=not shown)

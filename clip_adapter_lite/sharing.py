@@ -1,6 +1,8 @@
-"""Banks to and from others: a Hugging Face repository, a bucket, a web address or a folder, checked by SHA-256.
+"""Banks to and from others: a Hugging Face repository, a bucket, a web address or a folder, checked
+by SHA-256.
 
-A bank is a few megabytes and carries no pictures, so a class of students gets real CLIP's features without the images.
+A bank is a few megabytes and carries no pictures, so a class of students gets real CLIP's features
+without the images.
 """
 import hashlib
 import os
@@ -19,20 +21,25 @@ WEB = ("http://", "https://")
 CHUNK = 1 << 20  # bytes
 
 
-def push(bank: FeatureBank | str | Path, dest: str | Path, *, backbone: str = "pocket", force: bool = False
+def push(bank: FeatureBank | str | Path, dest: str | Path, *, backbone: str = "pocket",
+         force: bool = False
          ) -> tuple[str, str]:
-    """Copy a bank (or the one of that name or path) to where others can pull it; returns its address and its SHA-256.
+    """Copy a bank (or the one of that name or path) to where others can pull it; returns its
+    address and its SHA-256.
 
-    dest: a file ending in .safetensors, or a folder that gets `NAME.safetensors`: a path, `hf://datasets/owner/repo` (which
-    must exist, after `hf auth login`), or whatever fsspec can write to. Beside it goes `NAME.safetensors.sha256`.
+    dest: a file ending in .safetensors, or a folder that gets `NAME.safetensors`: a path,
+    `hf://datasets/owner/repo` (which must exist, after `hf auth login`), or whatever fsspec can
+    write to. Beside it goes `NAME.safetensors.sha256`.
     Raises BankError if another bank is there, unless with `force`; OSError if it cannot be written.
     """
     import fsspec
-    name = bank.dataset if isinstance(bank, FeatureBank) else PurePosixPath(bank).name.removesuffix(".safetensors")
+    name = bank.dataset if isinstance(bank,
+                                      FeatureBank) else PurePosixPath(bank).name.removesuffix(".safetensors")
     bank = bank if isinstance(bank, FeatureBank) else FeatureBank.load(bank, backbone)
     url = str(dest) if str(dest).endswith(".safetensors") else f"{str(dest).rstrip('/')}/{name}.safetensors"
     if url.startswith(WEB):
-        raise ValueError(f"{url} can only be read from; push to a folder, hf://datasets/owner/repo or a bucket.")
+        raise ValueError(f"{url} can only be read from; push to a folder, hf://datasets/owner/repo "
+                         "or a bucket.")
     with tempfile.TemporaryDirectory() as folder:
         made = bank.save(Path(folder) / "bank.safetensors")
         digest = file_hash(made)
@@ -46,23 +53,26 @@ def push(bank: FeatureBank | str | Path, dest: str | Path, *, backbone: str = "p
                     fs.put_file(str(made), path)
                 fs.pipe_file(f"{path}.sha256", f"{digest}  {PurePosixPath(path).name}\n".encode())
         except Exception as error:  # every file system has its own
-            raise OSError(f"{url} could not be written ({one_line(error)}); check the network, that the repository or "
-                          "bucket exists, and that you may write there (Hugging Face: `hf auth login`).") from error
+            raise OSError(f"{url} could not be written ({one_line(error)}); check the network, "
+                          "that the repository or bucket exists, and that you may write there "
+                          "(Hugging Face: `hf auth login`).") from error
     if there and not force and _recorded(url) != digest:
-        raise BankError(f"{url} is there already and is another bank; push under another name, or replace it with --force "
-                        "(force=True).")
+        raise BankError(f"{url} is there already and is another bank; push under another name, or "
+                        "replace it with --force (force=True).")
     return url, digest
 
 
 def pull(source: str | Path, *, name: str | None = None, sha256: str | None = None, force: bool = False,
          progress: bool = False) -> Path:
-    """Fetch a bank into the cache folder, where `FeatureBank.load(name, backbone)` finds it; returns the path.
+    """Fetch a bank into the cache folder, where `FeatureBank.load(name, backbone)` finds it;
+    returns the path.
 
-    source: a bank's path or address (`hf://datasets/owner/repo/NAME.safetensors`, `https://…`, whatever fsspec can open), or
-    a folder with one bank. name: what to call it; the file's name by default. sha256: what the file must have; by default
-    what `SOURCE.sha256` says, if that is there. The tensors are checked against the bank's own hash in any case.
-    Raises BankError if a hash does not match, or if another bank has that name, unless with `force`; FileNotFoundError;
-    OSError if the source cannot be read. Nothing is left behind then.
+    source: a bank's path or address (`hf://datasets/owner/repo/NAME.safetensors`, `https://…`,
+    whatever fsspec can open), or a folder with one bank. name: what to call it; the file's name by
+    default. sha256: what the file must have; by default what `SOURCE.sha256` says, if that is
+    there. The tensors are checked against the bank's own hash in any case.
+    Raises BankError if a hash does not match, or if another bank has that name, unless with
+    `force`; FileNotFoundError; OSError if the source cannot be read. Nothing is left behind then.
     """
     url = _only_bank(str(source))
     name = name or PurePosixPath(urlsplit(url).path).name.removesuffix(".safetensors")
@@ -73,16 +83,17 @@ def pull(source: str | Path, *, name: str | None = None, sha256: str | None = No
         folder.mkdir(parents=True, exist_ok=True)
         found, expected = _fetch(url, partial, progress), expected or _recorded(url)
         if expected and found != expected:
-            raise BankError(f"{url} has the SHA-256 {found[:12]}… where {expected[:12]}… was expected, so it is another "
-                            "file or was changed on the way; pull again, or ask whoever shared it.")
+            raise BankError(f"{url} has the SHA-256 {found[:12]}… where {expected[:12]}… was "
+                            "expected, so it is another file or was changed on the way; pull "
+                            "again, or ask whoever shared it.")
         try:
             bank = FeatureBank.load(partial)
         except BankError as error:
             raise BankError(str(error).replace(str(partial), url)) from error
         place = cache_place(name, bank.backbone)
         if place.exists() and not force and file_hash(place) != found:
-            raise BankError(f"{place} is there already and is another bank; pull under another --name (name=…), or replace "
-                            "it with --force (force=True).")
+            raise BankError(f"{place} is there already and is another bank; pull under another "
+                            "--name (name=…), or replace it with --force (force=True).")
         place.parent.mkdir(exist_ok=True)
         return partial.replace(place)
     finally:
@@ -105,13 +116,15 @@ def _fetch(url: str, target: Path, progress: bool) -> str:
         except OSError as error:
             if error.errno is None:  # our own sentence, from `_chunks`
                 raise
-            raise OSError(f"{target.parent} could not be written to ({one_line(error)}); free some space there and pull "
-                          "again.") from error
+            raise OSError(f"{target.parent} could not be written to ({one_line(error)}); free some "
+                          "space there and pull again.") from error
     return digest.hexdigest()
 
 
 def _chunks(url: str, tell_size: Callable[[int | None], None] = lambda size: None) -> Iterator[bytes]:
-    """The bytes at an address. Raises FileNotFoundError, or OSError for whatever else is wrong, as one sentence."""
+    """The bytes at an address. Raises FileNotFoundError, or OSError for whatever else is wrong, as
+    one sentence.
+    """
     try:
         with _open(url) as file:
             tell_size(getattr(file, "length", None) or getattr(file, "size", None))
@@ -121,10 +134,11 @@ def _chunks(url: str, tell_size: Callable[[int | None], None] = lambda size: Non
         login = ", or it needs a login (Hugging Face: `hf auth login`)" if "://" in url else ""
         raise FileNotFoundError(f"There is no {url}{login}; check the address.") from error
     except ImportError as error:
-        raise OSError(f"{url} needs a package that is not installed ({one_line(error)}); install it.") from error
+        raise OSError(f"{url} needs a package that is not installed ({one_line(error)}); install "
+                      "it.") from error
     except Exception as error:  # every file system has its own
-        raise OSError(f"{url} could not be read ({one_line(error)}); check the network and the address, or ask for the file "
-                      "and pull it from a folder.") from error
+        raise OSError(f"{url} could not be read ({one_line(error)}); check the network and the "
+                      "address, or ask for the file and pull it from a folder.") from error
 
 
 def _open(url: str):
@@ -150,8 +164,8 @@ def _only_bank(url: str) -> str:
         fs, path = fsspec.core.url_to_fs(url)
         found = sorted(p for p in fs.ls(path, detail=False) if p.endswith(".safetensors"))
     except Exception as error:
-        raise OSError(f"{url} could not be listed ({one_line(error)}); check the network, and give the address of a bank, "
-                      "which ends in .safetensors, or of a folder.") from error
+        raise OSError(f"{url} could not be listed ({one_line(error)}); check the network, and give "
+                      "the address of a bank, which ends in .safetensors, or of a folder.") from error
     if len(found) != 1:
         names = ", ".join(PurePosixPath(p).name for p in found[:20]) or "none"
         raise BankError(f"{url} holds {len(found)} banks ({names}); give the address of one.")

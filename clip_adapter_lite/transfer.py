@@ -1,4 +1,6 @@
-"""A fitted classifier on another bank: another domain of its classes, some of its classes, or new ones by their names."""
+"""A fitted classifier on another bank: another domain of its classes, some of its classes, or new
+ones by their names.
+"""
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -14,27 +16,32 @@ from .naming import as_words
 from .splits import Split
 
 
-def transfer(classifier: Classifier, bank: FeatureBank, *, mapping: Mapping[str, str | int] | None = None,
-             new_classes: bool = False) -> Classifier:
+def transfer(classifier: Classifier, bank: FeatureBank, *,
+             mapping: Mapping[str, str | int] | None = None, new_classes: bool = False) -> Classifier:
     """The classifier over the classes of `bank`, in the bank's order: nothing is fitted again.
 
-    `cal.transfer(clf, sketches).accuracy(sketches.splits["test"])` judges a classifier of photos on sketches.
+    `cal.transfer(clf, sketches).accuracy(sketches.splits["test"])` judges a classifier of photos on
+    sketches.
 
-    Logits are the classifier's own columns, its classifier weights included. The bank's classes may be all of the
-    classifier's or some of them, in any order; names match whatever their case, and with _ for a space. mapping: {class of
-    the bank: class of the classifier, by name or by column}, for names that differ or that two columns share: from ImageNet
-    to ImageNet-R it is {"missile": 657}, since open_clip calls class 744, which ImageNet-R lacks, so too.
-    new_classes: the bank's classes need not be known. Its text features take the place of W under the same adapters or
-    learned context, as in CoCoOp's base-to-new test (arXiv 2203.05557, section 4.1); for methods that classify by words.
+    Logits are the classifier's own columns, its classifier weights included. The bank's classes may
+    be all of the classifier's or some of them, in any order; names match whatever their case, and
+    with _ for a space. mapping: {class of
+    the bank: class of the classifier, by name or by column}, for names that differ or that two
+    columns share: from ImageNet to ImageNet-R it is {"missile": 657}, since open_clip calls class
+    744, which ImageNet-R lacks, so too.
+    new_classes: the bank's classes need not be known. Its text features take the place of W under
+    the same adapters or learned context, as in CoCoOp's base-to-new test (arXiv 2203.05557, section
+    4.1); for methods that classify by words.
 
-    What the fit found out (alpha, val_accuracy, seconds …) stays as it was. Raises ValueError if the features are another
-    backbone's, weights', width's or preprocessing's, for a class that is unknown or ambiguous, and for new classes of a
-    method that knows its classes from images (linear probe, Tip-Adapter, CoOp with class-specific context).
+    What the fit found out (alpha, val_accuracy, seconds …) stays as it was. Raises ValueError if
+    the features are another backbone's, weights', width's or preprocessing's, for a class that is
+    unknown or ambiguous, and for new classes of a method that knows its classes from images (linear
+    probe, Tip-Adapter, CoOp with class-specific context).
     """
     _check_features(classifier.origin | {"feature width": classifier.head.width}, bank)
     if new_classes and mapping:
-        raise ValueError("mapping= names known classes and new_classes=True classifies by the bank's own names; give one of "
-                         "them.")
+        raise ValueError("mapping= names known classes and new_classes=True classifies by the "
+                         "bank's own names; give one of them.")
     if new_classes:
         head = classifier.head
         while isinstance(head, Columns):
@@ -58,8 +65,8 @@ class Columns(Head):
     @property
     def options(self) -> dict:
         """None: a file holds a whole head, so saving is refused with ValueError."""
-        raise ValueError("A classifier over some or reordered classes of another is not saved; save the fitted one, and "
-                         "transfer it again after loading.")
+        raise ValueError("A classifier over some or reordered classes of another is not saved; "
+                         "save the fitted one, and transfer it again after loading.")
 
     def features(self, features: Tensor) -> Tensor:
         return self.head.features(features)
@@ -76,15 +83,18 @@ class Columns(Head):
 
 
 def base_and_new(bank: FeatureBank) -> tuple[FeatureBank, FeatureBank]:
-    """CoCoOp's two halves of a bank: the first ⌈C/2⌉ classes in label order (base), and the others (new).
+    """CoCoOp's two halves of a bank: the first ⌈C/2⌉ classes in label order (base), and the others
+    (new).
 
-    Fit on base, judge on base, then `transfer(classifier, new, new_classes=True)` and judge on new; CoCoOp sums up the two
-    accuracies as `statistics.harmonic_mean`. A half's labels start at 0, so its few-shot draws are its own.
+    Fit on base, judge on base, then `transfer(classifier, new, new_classes=True)` and judge on new;
+    CoCoOp sums up the two accuracies as `statistics.harmonic_mean`. A half's labels start at 0, so
+    its few-shot draws are its own.
     Raises BankError for a bank of one class.
     """
     classes = len(bank.classnames)
     if classes < 2:
-        raise BankError(f"{bank.dataset} has {classes} class, which cannot be halved; base and new need at least two.")
+        raise BankError(f"{bank.dataset} has {classes} class, which cannot be halved; base and new "
+                        "need at least two.")
     middle = -(-classes // 2)
     return _part(bank, 0, middle, "base"), _part(bank, middle, classes, "new")
 
@@ -101,33 +111,37 @@ def _part(bank: FeatureBank, start: int, stop: int, name: str) -> FeatureBank:
 
 
 def shifted(bank: FeatureBank, target: FeatureBank) -> FeatureBank:
-    """A bank of the one's training and validation images and the other's test images, for `compare` under a shift.
+    """A bank of the one's training and validation images and the other's test images, for `compare`
+    under a shift.
 
-    `cal.compare([shifted(photos, sketches)])` gives what `transfer` of each fit to the sketches would. Both need the same
-    classes, in any order. Raises ValueError as `transfer` does.
+    `cal.compare([shifted(photos, sketches)])` gives what `transfer` of each fit to the sketches
+    would. Both need the same classes, in any order. Raises ValueError as `transfer` does.
     """
     _check_features(_facts(bank), target)
     columns = torch.tensor(_columns(bank.classnames, target, {}))
     if len(columns) < len(bank.classnames):
-        raise ValueError(f"{target.dataset} has {len(columns)} of the {len(bank.classnames)} classes of {bank.dataset}; fit "
-                         "there and use transfer, which answers with those classes only.")
+        raise ValueError(f"{target.dataset} has {len(columns)} of the {len(bank.classnames)} "
+                         f"classes of {bank.dataset}; fit there and use transfer, which answers "
+                         "with those classes only.")
     test = target.splits["test"]
     return replace(bank, dataset=f"{bank.dataset}-to-{target.dataset}",
                    splits=bank.splits | {"test": Split(test.features, columns[test.labels])},
-                   meta=bank.meta | {"protocol": f"{bank.meta.get('protocol', '')}; test images of {target.dataset}: "
-                                                 f"{target.meta.get('protocol', '')}"})
+                   meta=bank.meta | {"protocol": f"{bank.meta.get('protocol', '')}; test images of "
+                                                 f"{target.dataset}: {target.meta.get('protocol', '')}"})
 
 
 def _facts(bank: FeatureBank) -> dict:
     return {"backbone": bank.backbone, "weights_tag": bank.meta.get("weights_tag"),
-            "preprocessing": bank.meta.get("preprocessing"), "feature width": bank.text_features.shape[1]}
+            "preprocessing": bank.meta.get("preprocessing"),
+            "feature width": bank.text_features.shape[1]}
 
 
 def _check_features(there: dict, bank: FeatureBank) -> None:
     for what, value in _facts(bank).items():
         if value and there.get(what) and there[what] != value:
-            raise ValueError(f"The fit is on features with {what.replace('_', ' ')} {there[what]!r} but {bank.dataset} has "
-                             f"{value!r}; build both banks with the same backbone and preprocessing.")
+            raise ValueError(f"The fit is on features with {what.replace('_', ' ')} "
+                             f"{there[what]!r} but {bank.dataset} has {value!r}; build both banks "
+                             "with the same backbone and preprocessing.")
 
 
 def _key(name: str) -> str:
@@ -142,30 +156,33 @@ def _places(names: Iterable[str]) -> dict[str, list[int]]:
 
 
 def _columns(known: tuple[str, ...], bank: FeatureBank, mapping: Mapping[str, str | int]) -> list[int]:
-    """The column, among the known classes, of each class of the bank. A name that k classes of both have (ImageNet has two
-    called 'missile') is matched in order."""
+    """The column, among the known classes, of each class of the bank. A name that k classes of both
+    have (ImageNet has two called 'missile') is matched in order."""
     there, wanted = _places(known), _places(bank.classnames)
     mapping = {_key(name): target for name, target in mapping.items()}
     if absent := [name for name in mapping if name not in wanted]:
-        raise ValueError(f"mapping names '{absent[0]}', which is not a class of {bank.dataset}; its keys must be classes of "
-                         f"the bank ({_some(bank.classnames)}).")
+        raise ValueError(f"mapping names '{absent[0]}', which is not a class of {bank.dataset}; "
+                         f"its keys must be classes of the bank ({_some(bank.classnames)}).")
     rows_of: dict[int, int] = {}  # column of the classifier → row of the bank
     for name, rows in wanted.items():
         here, target = bank.classnames[rows[0]], mapping.get(name, name)
-        found = [target] if isinstance(target, int) and 0 <= target < len(known) else there.get(_key(target), [])
+        found = [target] if isinstance(target,
+                                       int) and 0 <= target < len(known) else there.get(_key(target), [])
         if not found:
             said = f" ('{target}' in mapping)" if name in mapping else ""
-            raise ValueError(f"{bank.dataset}'s class '{here}'{said} is not one that this classifier knows "
-                             f"({_some(known)}); give mapping={{'{here}': its name or column in the classifier}}, or "
-                             "new_classes=True to go by the bank's own names.")
+            raise ValueError(f"{bank.dataset}'s class '{here}'{said} is not one that this "
+                             f"classifier knows ({_some(known)}); give mapping={{'{here}': its "
+                             f"name or column in the classifier}}, or new_classes=True to go by "
+                             "the bank's own names.")
         if len(found) > len(rows):
-            raise ValueError(f"'{target}' is the name of columns {', '.join(map(str, found))} of this classifier; say which "
-                             f"with mapping={{'{here}': {found[0]}}}.")
+            raise ValueError(f"'{target}' is the name of columns {', '.join(map(str, found))} of "
+                             f"this classifier; say which with mapping={{'{here}': {found[0]}}}.")
         for row, column in zip(rows, found if len(found) == len(rows) else found * len(rows)):
             if column in rows_of:
                 raise ValueError(f"Classes {rows_of[column]} and {row} of {bank.dataset} "
-                                 f"('{bank.classnames[rows_of[column]]}' and '{bank.classnames[row]}') are both "
-                                 f"'{known[column]}' of this classifier, which cannot tell them apart; give them different "
+                                 f"('{bank.classnames[rows_of[column]]}' and "
+                                 f"'{bank.classnames[row]}') are both '{known[column]}' of this "
+                                 "classifier, which cannot tell them apart; give them different "
                                  "targets in mapping=, or leave one out of the bank.")
             rows_of[column] = row
     return sorted(rows_of, key=rows_of.get)

@@ -1,4 +1,6 @@
-"""What people hand over (tensors, arrays, lists, columns of tables, numbers of numpy) as what is computed with here."""
+"""What people hand over (tensors, arrays, lists, columns of tables, numbers of numpy) as what is
+computed with here.
+"""
 from operator import index
 from pathlib import PurePath
 
@@ -11,15 +13,18 @@ LABELS = "give each the place of its class among the class names, as classnames.
 
 
 def as_tensor(values, must: str, do: str) -> Tensor:
-    """Numbers as a tensor without a graph: a tensor where it is, anything else (an array, a list, a column) on the CPU.
+    """Numbers as a tensor without a graph: a tensor where it is, anything else (an array, a list, a
+    column) on the CPU.
 
-    Nothing is copied that torch can hold. Raises BankError, "`must`; got …; `do`.", for what holds no numbers.
+    Nothing is copied that torch can hold. Raises BankError, "`must`; got …; `do`.", for what holds
+    no numbers.
     """
     if not isinstance(values, Tensor):
         import numpy
         got = f"{type(values).__name__} that is no array of numbers"
         try:
-            if isinstance(values, (list, tuple)) and values and all(isinstance(value, Tensor) for value in values):
+            if isinstance(values, (list, tuple)) and values and all(isinstance(value, Tensor)
+                                                                    for value in values):
                 values = torch.stack(values)
             else:
                 array = numpy.asarray(values)
@@ -38,10 +43,13 @@ def as_tensor(values, must: str, do: str) -> Tensor:
 
 
 def as_labels(values, count: int, what: str) -> Tensor:
-    """Labels as integers [count]. Raises BankError for words, truth values, floating point and other shapes."""
+    """Labels as integers [count]. Raises BankError for words, truth values, floating point and
+    other shapes.
+    """
     must = f"{what} must be {count} integers, one for each image"
     labels = as_tensor(values, must, LABELS)
-    if labels.shape != (count,) or not is_whole(labels) and count:  # an empty list is one of floating point
+    # an empty list is one of floating point
+    if labels.shape != (count,) or not is_whole(labels) and count:
         raise BankError(f"{must}; got {labels.dtype} of shape {list(labels.shape)}; {LABELS}.")
     return labels.long()
 
@@ -52,7 +60,9 @@ def is_whole(tensor: Tensor) -> bool:
 
 
 def whole_number(value, what: str) -> int:
-    """A whole number of Python, numpy or torch as Python's own. Raises BankError for anything else, a truth value too."""
+    """A whole number of Python, numpy or torch as Python's own. Raises BankError for anything else,
+    a truth value too.
+    """
     try:
         number = index(None if isinstance(value, bool) else value)
     except TypeError:
@@ -63,7 +73,9 @@ def whole_number(value, what: str) -> int:
 
 
 def as_scale(value, dataset: str) -> float:
-    """A logit_scale, a number over 0 or a tensor as a model has it, as a number of Python's. Raises BankError for others."""
+    """A logit_scale, a number over 0 or a tensor as a model has it, as a number of Python's. Raises
+    BankError for others.
+    """
     must = f"{dataset}: logit_scale must be positive (CLIP's is 100)"
     found = as_tensor(value, must, "give a number")
     if found.numel() != 1 or found.is_complex() or not 0 < found.item() < float("inf"):
@@ -77,15 +89,20 @@ def shown(value) -> str:
 
 
 def plain(value):
-    """Numbers of numpy and torch as Python's own, lists and arrays as tuples of such; anything else as it is."""
+    """Numbers of numpy and torch as Python's own, lists and arrays as tuples of such; anything else
+    as it is.
+    """
     value = value.tolist() if hasattr(value, "tolist") else value
     return tuple(map(plain, value)) if isinstance(value, (list, tuple)) else value
 
 
 def as_json(value):
-    """Numbers of numpy and torch, devices and paths, for `json.dumps(default=as_json)`. Raises TypeError for others."""
+    """Numbers of numpy and torch, devices and paths, for `json.dumps(default=as_json)`. Raises
+    TypeError for others.
+    """
     if isinstance(value, (torch.device, PurePath)):
         return str(value)
     if not hasattr(value, "tolist"):
-        raise TypeError(f"{shown(value)} cannot be written as JSON; give numbers, texts, lists and dictionaries.")
+        raise TypeError(f"{shown(value)} cannot be written as JSON; give numbers, texts, lists and "
+                        "dictionaries.")
     return value.tolist()

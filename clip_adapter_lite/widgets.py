@@ -1,9 +1,12 @@
-"""Interactive figures for notebooks: controls over a figure that is drawn again when one of them changes.
+"""Interactive figures for notebooks: controls over a figure that is drawn again when one of them
+changes.
 
-Each widget is a thin shell over a function of `plots` or of the library, and calls it with what its controls say. Controls
-work from the keyboard: sliders by arrow keys, boxes and buttons by Tab and Space, text by Enter (JupyterLab takes the arrow
-keys from drop-down lists, so there are none: jupyter-widgets/ipywidgets #3912). The figure is an SVG with alt text on its
-own light ground, so that it reads in a dark theme too. Nothing is printed; what cannot be is one sentence above the figure.
+Each widget is a thin shell over a function of `plots` or of the library, and calls it with what its
+controls say. Controls
+work from the keyboard: sliders by arrow keys, boxes and buttons by Tab and Space, text by Enter
+(JupyterLab takes the arrow keys from drop-down lists, so there are none: jupyter-widgets/ipywidgets
+#3912). The figure is an SVG with alt text on its own light ground, so that it reads in a dark theme
+too. Nothing is printed; what cannot be is one sentence above the figure.
 """
 import gc
 from base64 import b64encode
@@ -19,14 +22,17 @@ from .devices import best_device, threads
 from .naming import count
 
 PAPER = "background: white; padding: 6px; border-radius: 4px; max-width: 100%; box-sizing: border-box"
-NOTE = "border-left: 4px solid #d55e00; padding-left: 8px; margin: 4px 0; line-height: 1.4"  # the theme's own text colour
+# the theme's own text colour
+NOTE = "border-left: 4px solid #d55e00; padding-left: 8px; margin: 4px 0; line-height: 1.4"
 MOST_ROWS = 8  # settings that the ablation explorer remembers
-LIVE = {"steps": 15, "rate": 2e-3}  # of trainings that answer within 0.3 s; README, "Recipes", tells what they lose
+# of trainings that answer within 0.3 s; README, "Recipes", tells what they lose
+LIVE = {"steps": 15, "rate": 2e-3}
 
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """No garbage collection inside: a figure's objects would now and then set off a full one, longer than the move itself.
+    """No garbage collection inside: a figure's objects would now and then set off a full one,
+    longer than the move itself.
 
     They are young, and the small collection that follows finds them.
     """
@@ -40,10 +46,12 @@ def uncollected() -> Iterator[None]:
 
 
 class Explorer(ipywidgets.VBox):
-    """Controls over a figure. draw(**values): the Figure for the values of the `controls`, called at every change.
+    """Controls over a figure. draw(**values): the Figure for the values of the `controls`, called
+    at every change.
 
-    figure: the one shown. message: the sentence of a ValueError, OSError, RuntimeError or FloatingPointError that drawing
-    raised, empty otherwise; the figure then stays as it was. Any other exception is a fault of ours and not caught.
+    figure: the one shown. message: the sentence of a ValueError, OSError, RuntimeError or
+    FloatingPointError that drawing raised, empty otherwise; the figure then stays as it was. Any
+    other exception is a fault of ours and not caught.
     """
 
     def __init__(self, draw: Callable[..., plots.Figure], **controls: ipywidgets.Widget):
@@ -51,7 +59,8 @@ class Explorer(ipywidgets.VBox):
         self._said, self._picture = ipywidgets.HTML(), ipywidgets.HTML()
         for control in controls.values():
             control.observe(self._update, "value")
-        row = ipywidgets.Box(list(controls.values()), layout=ipywidgets.Layout(flex_flow="row wrap", align_items="center"))
+        row = ipywidgets.Box(list(controls.values()),
+                             layout=ipywidgets.Layout(flex_flow="row wrap", align_items="center"))
         super().__init__([row, self._said, self._picture])
         self._update()
 
@@ -59,27 +68,32 @@ class Explorer(ipywidgets.VBox):
     def _update(self, _=None) -> None:
         try:
             with threads(2):  # more would only slow so small a training
-                self.figure = self.draw(**{name: control.value for name, control in self.controls.items()})
+                self.figure = self.draw(**{name: control.value for name,
+                                           control in self.controls.items()})
         except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
             self.message = str(error)
         else:
             self.message, drawn = "", b64encode(self.figure.svg().encode()).decode()
             alt, source = escape(plots.describe(self.figure)), f"data:image/svg+xml;base64,{drawn}"
-            width = round(self.figure.get_figwidth() * self.figure.dpi)  # as wide as the same figure in a static cell
+            # as wide as the same figure in a static cell
+            width = round(self.figure.get_figwidth() * self.figure.dpi)
             self._picture.value = f'<img alt="{alt}" src="{source}" width="{width}" style="{PAPER}">'
         self._said.value = f'<p role="alert" style="{NOTE}">{escape(self.message)}</p>' if self.message else ""
 
 
 def _look(label: str, width: str = "300px", **options) -> dict:
-    return dict(description=label, style={"description_width": "initial"}, layout=_place(width), **options)
+    return dict(description=label, style={"description_width": "initial"}, layout=_place(width),
+                **options)
 
 
 def _place(width: str) -> ipywidgets.Layout:
-    return ipywidgets.Layout(width=width, margin="2px 18px 2px 2px")  # room between the controls of a row
+    # room between the controls of a row
+    return ipywidgets.Layout(width=width, margin="2px 18px 2px 2px")
 
 
 def _slider(label: str, values, value) -> ipywidgets.SelectionSlider:
-    return ipywidgets.SelectionSlider(options=values, value=value, **_look(label, "330px", continuous_update=False))
+    return ipywidgets.SelectionSlider(options=values, value=value,
+                                      **_look(label, "330px", continuous_update=False))
 
 
 def _choice(label: str, options) -> ipywidgets.ToggleButtons:
@@ -98,15 +112,17 @@ def _ratio(value: float) -> ipywidgets.FloatSlider:
 
 def _widths(dimensions: int) -> ipywidgets.SelectionSlider:
     """The bottleneck from D (none) to D/32; its value is the reduction."""
-    return _slider("Bottleneck", [(f"D{'' if r == 1 else f'/{r}'} = {dimensions // r}", r) for r in (1, 2, 4, 8, 16, 32)
+    return _slider("Bottleneck", [(f"D{'' if r == 1 else f'/{r}'} = {dimensions // r}", r)
+                                  for r in (1, 2, 4, 8, 16, 32)
                                   if r <= dimensions], 4)
 
 
 def prompt_playground(bank, backbone=None, pictures=None) -> Explorer:
-    """Type templates and class names, and see `plots.prompt_result`: top-k of a test picture, and the accuracy.
+    """Type templates and class names, and see `plots.prompt_result`: top-k of a test picture, and
+    the accuracy.
 
-    backbone: a loaded one; by default that of the bank is loaded when the words first change. pictures: the bank's test
-    pictures (paths or PIL images), in its order, to show them too.
+    backbone: a loaded one; by default that of the bank is loaded when the words first change.
+    pictures: the bank's test pictures (paths or PIL images), in its order, to show them too.
     """
     from .backbones import classifier_weights, shared_backbone
     from .encoding import open_image
@@ -118,9 +134,11 @@ def prompt_playground(bank, backbone=None, pictures=None) -> Explorer:
         if (template, f"{comma} ".join(classnames)) == own:
             return bank.text_features
         if len(classnames) < len(bank.classnames):
-            raise ValueError(f"There are {len(classnames)} class names but {bank.dataset} has {len(bank.classnames)} "
-                             f"classes; write a name for each, in the bank's order, with '{comma}' between them.")
-        loaded = backbone or shared_backbone(bank.backbone, bank.meta.get("weights_tag", ""), best_device())
+            raise ValueError(f"There are {len(classnames)} class names but {bank.dataset} has "
+                             f"{len(bank.classnames)} classes; write a name for each, in the "
+                             f"bank's order, with '{comma}' between them.")
+        loaded = backbone or shared_backbone(bank.backbone, bank.meta.get("weights_tag", ""),
+                                             best_device())
         return classifier_weights(loaded, classnames, [part.strip() for part in template.split(";")])
 
     def draw(template: str, classnames: str, image: int):
@@ -139,7 +157,9 @@ def prompt_playground(bank, backbone=None, pictures=None) -> Explorer:
 
 
 def episode_viewer(dataset=None) -> Explorer:
-    """The support pictures for a number of shots and a seed: `plots.episode_grid`, on Fashion-MNIST by default."""
+    """The support pictures for a number of shots and a seed: `plots.episode_grid`, on Fashion-MNIST
+    by default.
+    """
     if dataset is None:
         from .datasets import fashion_mnist
         dataset = fashion_mnist()
@@ -147,14 +167,17 @@ def episode_viewer(dataset=None) -> Explorer:
     most = min(16, *(labels.count(c) for c in range(len(dataset.classnames))))
     steps = dict(continuous_update=False)
     return Explorer(lambda shots, seed: plots.episode_grid(dataset, shots, seed),
-                    shots=ipywidgets.IntSlider(min(4, most), 1, most, **_look("Shots per class", **steps)),
+                    shots=ipywidgets.IntSlider(min(4, most), 1, most,
+                                               **_look("Shots per class", **steps)),
                     seed=ipywidgets.IntSlider(1, 1, 10, **_look("Seed", **steps)))
 
 
 def alpha_slider(episode) -> Explorer:
-    """Train a CLIP-Adapter at the α of the slider, live, beside the ratios tried before: `plots.alpha_history`.
+    """Train a CLIP-Adapter at the α of the slider, live, beside the ratios tried before:
+    `plots.alpha_history`.
 
-    A live training takes `LIVE`'s few steps, here and in the two explorers below, and their figures say so.
+    A live training takes `LIVE`'s few steps, here and in the two explorers below, and their figures
+    say so.
     Raises BankError for an episode without validation images, which is what α is judged on.
     """
     from .methods import CLIPAdapter, ZeroShot
@@ -172,7 +195,9 @@ def alpha_slider(episode) -> Explorer:
 
 
 def training_curve_explorer(episode) -> Explorer:
-    """Train with or without the residual, at an α and a width, beside the setting before: `plots.training_curves`."""
+    """Train with or without the residual, at an α and a width, beside the setting before:
+    `plots.training_curves`.
+    """
     from .curves import training_curve
     from .methods import CLIPAdapter
     shown = {}
@@ -189,14 +214,16 @@ def training_curve_explorer(episode) -> Explorer:
     residual = _box("Residual blend (off: α = 1)", True, "230px")
     alpha = _ratio(0.2)
     ipywidgets.dlink((residual, "value"), (alpha, "disabled"), lambda on: not on)
-    return Explorer(draw, residual=residual, alpha=alpha, reduction=_widths(episode.text_features.shape[1]))
+    return Explorer(draw, residual=residual, alpha=alpha,
+                    reduction=_widths(episode.text_features.shape[1]))
 
 
 def ablation_explorer(banks) -> Explorer:
-    """Train an adapter of any branch, width, α and number of shots on a bank (seed 1): `plots.settings_tried`.
+    """Train an adapter of any branch, width, α and number of shots on a bank (seed 1):
+    `plots.settings_tried`.
 
-    Rows are kept for each bank and number of shots. Train and validation accuracies are shown; test ones are computed only
-    when asked for, since settings chosen by them would be chosen on test.
+    Rows are kept for each bank and number of shots. Train and validation accuracies are shown; test
+    ones are computed only when asked for, since settings chosen by them would be chosen on test.
     """
     from .methods import CLIPAdapter, ZeroShot
     banks, tried = {bank.dataset: bank for bank in banks}, {}
@@ -224,19 +251,23 @@ def ablation_explorer(banks) -> Explorer:
                 found["test"] = fitted.accuracy(task.test)
         shown = {name: {split: v for split, v in found.items() if test or split != "test"}
                  for name, (_, found) in rows.items()}
-        return plots.settings_tried(shown, f"{dataset}, {count(shots, 'shot')} per class, {LIVE['steps']} steps",
+        return plots.settings_tried(shown, f"{dataset}, {count(shots, 'shot')} per class, "
+                                           f"{LIVE['steps']} steps",
                                     task.backbone_name)
 
     first, many = next(iter(banks.values())), (1, 2, 4, 8, 16)
     return Explorer(draw, dataset=_choice("Dataset", list(banks)),
                     branch=_choice("Branch", ["visual", "text", "both"]),
                     reduction=_widths(first.text_features.shape[1]), alpha=_ratio(0.2),
-                    shots=_slider("Shots per class", many, max(s for s in many[:3] if s <= first.max_shots)),
+                    shots=_slider("Shots per class", many,
+                                  max(s for s in many[:3] if s <= first.max_shots)),
                     test=_box("Show test accuracy (look last)", False))
 
 
 def method_explorer(table) -> Explorer:
-    """Accuracy over shots of the methods and the bank picked from a table of `compare` or `reference()`."""
+    """Accuracy over shots of the methods and the bank picked from a table of `compare` or
+    `reference()`.
+    """
     banks, methods = list(dict.fromkeys(table.dataset)), list(dict.fromkeys(table.method))
     every = "all banks"
 
@@ -248,22 +279,25 @@ def method_explorer(table) -> Explorer:
 
     main = [method for method in methods if "(" not in method][:4] or methods[:4]
     return Explorer(draw, bank=_choice("Bank", [*banks, *([every] if len(banks) > 1 else [])]),
-                    **{method: _box(plots.NAMES.get(method, method), method in main) for method in methods})
+                    **{method: _box(plots.NAMES.get(method, method), method in main)
+                       for method in methods})
 
 
 def manifold_explorer(panels, labels, classnames, backbone: str | None = None) -> Explorer:
-    """Precomputed t-SNE panels {(stage, perplexity, seed): [N, 2]} by stage, perplexity and seed: `plots.manifold`."""
+    """Precomputed t-SNE panels {(stage, perplexity, seed): [N, 2]} by stage, perplexity and seed:
+    `plots.manifold`.
+    """
     stages, perplexities, seeds = (list(dict.fromkeys(key[i] for key in panels)) for i in range(3))
     every = "all stages"
 
     def draw(stage: str, perplexity, seed: int):
         wanted = {name: (name, perplexity, seed) for name in (stages if stage == every else [stage])}
         if absent := [key for key in wanted.values() if key not in panels]:
-            raise ValueError(f"Stage '{absent[0][0]}' was not computed for perplexity {perplexity} and seed {seed}; choose "
-                             "others.")
-        return plots.manifold({name: panels[key] for name, key in wanted.items()}, labels, classnames, backbone,
-                              f"perplexity {perplexity}, seed {seed}")
+            raise ValueError(f"Stage '{absent[0][0]}' was not computed for perplexity {perplexity} "
+                             f"and seed {seed}; choose others.")
+        return plots.manifold({name: panels[key] for name, key in wanted.items()}, labels,
+                              classnames, backbone, f"perplexity {perplexity}, seed {seed}")
 
     stages_or_all = [every, *stages] if len(stages) > 1 else stages
-    return Explorer(draw, stage=_choice("Stage", stages_or_all), perplexity=_choice("Perplexity", perplexities),
-                    seed=_choice("Seed", seeds))
+    return Explorer(draw, stage=_choice("Stage", stages_or_all),
+                    perplexity=_choice("Perplexity", perplexities), seed=_choice("Seed", seeds))

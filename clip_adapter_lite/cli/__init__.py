@@ -9,11 +9,14 @@ from rich.markup import escape
 from . import banks, datasets, inference, reproduce, studies  # noqa: F401  (their commands enter the application)
 from .app import app
 
-STAND_INS = {"α": "alpha", "β": "beta", "±": "+-", "–": "-", "—": "-", "…": "...", "✓": "ok", "→": "->", "━": "-"}
+STAND_INS = {"α": "alpha", "β": "beta", "±": "+-", "–": "-", "—": "-", "…": "...", "✓": "ok",
+             "→": "->", "━": "-"}
 
 
 def _stand_in(error: UnicodeError) -> tuple[str, int]:
-    """What an output that cannot show a character gets in its place: Windows writes cp1252, which has no α, into a file."""
+    """What an output that cannot show a character gets in its place: Windows writes cp1252, which
+    has no α, into a file.
+    """
     lost = error.object[error.start:error.end]
     return "".join(STAND_INS.get(letter, "?") for letter in lost), error.end
 
@@ -32,5 +35,6 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except (ValueError, OSError, RuntimeError, ArithmeticError, ImportError) as error:
-        Console(stderr=True).print(f"[red]Error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[red]Error:[/red] {escape(str(error))}", highlight=False,
+                                   soft_wrap=True)
         raise SystemExit(2) from None

@@ -14,7 +14,8 @@ from .app import app, console
 
 @app.command()
 def banks(backbone: Annotated[str, typer.Option(help="Whose banks to list.")] = "pocket"):
-    """List the feature banks there are: classes, images, largest shots, split, zero-shot accuracy, source.
+    """List the feature banks there are: classes, images, largest shots, split, zero-shot accuracy,
+    source.
 
     Example: `clip-adapter-lite banks`
     """
@@ -26,43 +27,65 @@ def banks(backbone: Annotated[str, typer.Option(help="Whose banks to list.")] = 
     for name in list_banks(backbone):
         bank = FeatureBank.load(name, backbone)
         test = bank.splits["test"]  # no episode: a bank of ImageNet's variants has no training images
-        right = cosine_logits(test.view().float(), bank.text_features.float(), bank.logit_scale).argmax(1) == test.labels
-        numbers.add_row(name, str(len(bank.classnames)), " / ".join(str(len(bank.splits[s])) for s in SPLITS),
-                        str(bank.max_shots), f"{100 * right.double().mean():.1f}" if len(test) else "–")
-        origins.add_row(name, f"{bank.meta.get('source', 'unknown source')}. {bank.meta.get('protocol', '')}.")
+        right = cosine_logits(test.view().float(), bank.text_features.float(),
+                              bank.logit_scale).argmax(1) == test.labels
+        numbers.add_row(name, str(len(bank.classnames)),
+                        " / ".join(str(len(bank.splits[s])) for s in SPLITS), str(bank.max_shots),
+                        f"{100 * right.double().mean():.1f}" if len(test) else "–")
+        origins.add_row(name, f"{bank.meta.get('source', 'unknown source')}. "
+                              f"{bank.meta.get('protocol', '')}.")
     console.print(numbers, "Where they come from, and how they were split:", origins)
     if backbone == "pocket":
-        console.print("\nThe pocket CLIP's image tower is ImageNet-supervised: no number here says anything of OpenAI's "
-                      "CLIP.")
+        console.print("\nThe pocket CLIP's image tower is ImageNet-supervised: no number here says "
+                      "anything of OpenAI's CLIP.")
 
 
 @app.command()
 def build(
     dataset: Annotated[str, typer.Option(help=f"One of {', '.join(names())} (your own pictures).")],
-    root: Annotated[Path, typer.Option(help="The folder that holds the datasets, as CoOp's; for `folder` your own.")],
-    backbone: Annotated[str, typer.Option(help="pocket, or an open_clip name such as ViT-B-16-quickgelu.")] = "pocket",
-    tag: Annotated[str | None, typer.Option(help="The backbone's weights: open_clip's tag, or a checkpoint's path.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The bank's file; by default where `--bank NAME` finds it.")] = None,
-    views: Annotated[int, typer.Option(help="Of each training picture: the plain one, and random crops.")] = 1,
-    preprocess: Annotated[str, typer.Option(help="clip keeps the aspect ratio, coop squashes both sides.")] = "clip",
+    root: Annotated[Path, typer.Option(help="The folder that holds the datasets, as CoOp's; for "
+                                            "`folder` your own.")],
+    backbone: Annotated[str, typer.Option(help="pocket, or an open_clip name such as "
+                                               "ViT-B-16-quickgelu.")] = "pocket",
+    tag: Annotated[str | None, typer.Option(help="The backbone's weights: open_clip's tag, or a "
+                                                 "checkpoint's path.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The bank's file; by default where `--bank NAME` "
+                                                  "finds it.")] = None,
+    views: Annotated[int, typer.Option(help="Of each training picture: the plain one, and random "
+                                            "crops.")] = 1,
+    preprocess: Annotated[str, typer.Option(help="clip keeps the aspect ratio, coop squashes both "
+                                                 "sides.")] = "clip",
     template: Annotated[list[str] | None, typer.Option(
-        help="Prompt(s) with {} for the class name, or a set: seven, openai-80.", show_default="the dataset's")] = None,
-    raw_average: Annotated[bool, typer.Option("--raw-average", help="Average prompts without unit length.")] = False,
-    download: Annotated[bool, typer.Option("--download", help="Fetch the dataset if it is not there.")] = False,
-    allow_missing: Annotated[bool, typer.Option("--allow-missing", help="Leave out missing pictures.")] = False,
-    skip_unreadable: Annotated[bool, typer.Option("--skip-unreadable", help="Leave out damaged pictures.")] = False,
-    cap_train: Annotated[int | None, typer.Option(help="At most so many training pictures a class.", min=1)] = None,
-    cap_val: Annotated[int | None, typer.Option(help="At most so many validation pictures a class.", min=1)] = None,
-    seed: Annotated[int, typer.Option(help="Of splits that the dataset does not give, and of views.")] = 1,
-    batch: Annotated[int, typer.Option(help="Pictures at a time; halved if memory does not suffice.")] = 64,
-    workers: Annotated[int | None, typer.Option(help="Threads that decode.", show_default="one a core")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a bank, or another build's unfinished one.")] = False,
+        help="Prompt(s) with {} for the class name, or a set: seven, openai-80.",
+        show_default="the dataset's")] = None,
+    raw_average: Annotated[bool, typer.Option("--raw-average",
+                                              help="Average prompts without unit length.")] = False,
+    download: Annotated[bool, typer.Option("--download",
+                                           help="Fetch the dataset if it is not there.")] = False,
+    allow_missing: Annotated[bool, typer.Option("--allow-missing",
+                                                help="Leave out missing pictures.")] = False,
+    skip_unreadable: Annotated[bool, typer.Option("--skip-unreadable",
+                                                  help="Leave out damaged pictures.")] = False,
+    cap_train: Annotated[int | None, typer.Option(help="At most so many training pictures a class.",
+                                                  min=1)] = None,
+    cap_val: Annotated[int | None, typer.Option(help="At most so many validation pictures a class.",
+                                                min=1)] = None,
+    seed: Annotated[int, typer.Option(help="Of splits that the dataset does not give, and of "
+                                           "views.")] = 1,
+    batch: Annotated[int, typer.Option(help="Pictures at a time; halved if memory does not "
+                                            "suffice.")] = 64,
+    workers: Annotated[int | None, typer.Option(help="Threads that decode.",
+                                                show_default="one a core")] = None,
+    force: Annotated[bool, typer.Option("--force",
+                                        help="Replace a bank, or another build's unfinished "
+                                             "one.")] = False,
 ):
     """Build a feature bank: every picture of a dataset through the backbone, once.
 
     Goes on where it stopped: after Ctrl-C, a kill or a full disk give the same command again.
 
-    Example: `clip-adapter-lite build --dataset dtd --root /data --download --backbone RN50-quickgelu --views 10`
+    Example: `clip-adapter-lite build --dataset dtd --root /data --download --backbone
+        RN50-quickgelu --views 10`
     """
     from ..banks import build_bank
     from ..datasets import load_dataset
@@ -71,21 +94,24 @@ def build(
     loaded = loaded.cap(**caps) if caps else loaded
     called, out = loaded.name if out is None else out, out or cache_place(loaded.name, backbone)
     try:
-        bank = build_bank(loaded, backbone, tag=tag, out=out, force=force, views=views, preprocess=preprocess,
-                          templates=template, normalize_each=not raw_average, batch=batch, workers=workers,
-                          skip_unreadable=skip_unreadable, seed=seed)
+        bank = build_bank(loaded, backbone, tag=tag, out=out, force=force, views=views,
+                          preprocess=preprocess, templates=template, normalize_each=not raw_average,
+                          batch=batch, workers=workers, skip_unreadable=skip_unreadable, seed=seed)
     except KeyboardInterrupt:
-        console.print(f"\nStopped. What is finished is kept in {out}.parts: the same command goes on from there.",
+        console.print(f"\nStopped. What is finished is kept in {out}.parts: the same command goes "
+                      "on from there.",
                       highlight=False, soft_wrap=True)
         raise typer.Exit(130) from None
-    console.print(f"Wrote {out}: {bank}; {bank.meta['protocol']}.\nUse it with --bank {quote(str(called))} --backbone "
-                  f"{bank.backbone}.", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"Wrote {out}: {bank}; {bank.meta['protocol']}.\nUse it with --bank "
+                  f"{quote(str(called))} --backbone {bank.backbone}.", highlight=False,
+                  markup=False, soft_wrap=True)
 
 
 @app.command()
 def push(
     bank: Annotated[str, typer.Argument(help="Name or path of a bank.", show_default=False)],
-    dest: Annotated[str, typer.Argument(help="hf://datasets/OWNER/REPO, a bucket or a folder.", show_default=False)],
+    dest: Annotated[str, typer.Argument(help="hf://datasets/OWNER/REPO, a bucket or a folder.",
+                                        show_default=False)],
     backbone: Annotated[str, typer.Option(help="Whose bank, for a name.")] = "pocket",
     force: Annotated[bool, typer.Option("--force", help="Replace another bank that is there.")] = False,
 ):
@@ -95,16 +121,19 @@ def push(
     """
     from ..sharing import push
     url, digest = push(bank, dest, backbone=backbone, force=force)
-    console.print(f"Pushed to {url}; others get it with:\nclip-adapter-lite pull {quote(url)} --sha256 {digest}",
+    console.print(f"Pushed to {url}; others get it with:\nclip-adapter-lite pull {quote(url)} "
+                  f"--sha256 {digest}",
                   highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
 def pull(
-    source: Annotated[str, typer.Argument(help="Address or path of a bank, or a folder with one.", show_default=False)],
+    source: Annotated[str, typer.Argument(help="Address or path of a bank, or a folder with one.",
+                                          show_default=False)],
     sha256: Annotated[str | None, typer.Option(
         help="What the file must have.", show_default="SOURCE.sha256, if it is there")] = None,
-    name: Annotated[str | None, typer.Option(help="What to call the bank.", show_default="the file's name")] = None,
+    name: Annotated[str | None, typer.Option(help="What to call the bank.",
+                                             show_default="the file's name")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace another bank of that name.")] = False,
 ):
     """Fetch a bank that somebody shared, check it, and keep it where every command finds it by name.
@@ -114,7 +143,8 @@ def pull(
     from ..sharing import pull
     place = pull(source, name=name, sha256=sha256, force=force, progress=True)
     bank = FeatureBank.load(place)
-    console.print(f"Pulled {bank} to {place}; use it with --bank {quote(place.stem)} --backbone {bank.backbone}.",
+    console.print(f"Pulled {bank} to {place}; use it with --bank {quote(place.stem)} --backbone "
+                  f"{bank.backbone}.",
                   highlight=False, markup=False, soft_wrap=True)
 
 

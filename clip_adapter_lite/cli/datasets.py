@@ -14,12 +14,15 @@ from .app import app, console
 
 @app.command()
 def datasets(
-    name: Annotated[list[str] | None, typer.Argument(help="Show all that is known of these; without, one line of each.",
+    name: Annotated[list[str] | None, typer.Argument(help="Show all that is known of these; "
+                                                          "without, one line of each.",
                                                      show_default=False)] = None,
-    root: Annotated[Path | None, typer.Option(help="The folder that holds the datasets: say which are there.",
+    root: Annotated[Path | None, typer.Option(help="The folder that holds the datasets: say which "
+                                                   "are there.",
                                               show_default=False)] = None,
 ):
-    """List the datasets that build knows: size, splits, how to get them, licence, and where each has to lie.
+    """List the datasets that build knows: size, splits, how to get them, licence, and where each
+    has to lie.
 
     Example: `clip-adapter-lite datasets` or `clip-adapter-lite datasets stanford_cars sun397`
     """
@@ -33,15 +36,16 @@ def datasets(
             console.print(_all_facts(one, root), "")
     else:
         console.print(_overview(root))
-        console.print("Of one, its licence and source, what to fetch and where it goes: clip-adapter-lite datasets NAME\n"
-                      "Numbers of pictures are those of CoOp's split where there is one, whose file is fetched by hand.",
+        console.print("Of one, its licence and source, what to fetch and where it goes: "
+                      "clip-adapter-lite datasets NAME\nNumbers of pictures are those of CoOp's "
+                      "split where there is one, whose file is fetched by hand.",
                       highlight=False, soft_wrap=True)
 
 
 def _overview(root: Path | None) -> Table:
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    for title, side in (("dataset", "left"), ("classes", "right"), ("train/val/test", "right"), ("size", "right"),
-                        ("there?" if root else "fetch", "left")):
+    for title, side in (("dataset", "left"), ("classes", "right"), ("train/val/test", "right"),
+                        ("size", "right"), ("there?" if root else "fetch", "left")):
         table.add_column(title, justify=side, no_wrap=True)
     for name, facts in TABLE.items():
         table.add_row(name, _number(facts["classes"]), _sizes(facts, "/"), facts["size"],
@@ -55,9 +59,10 @@ def _all_facts(name: str, root: Path | None) -> Table:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     rows = {"classes": _number(facts["classes"]), "pictures": _number(facts["pictures"]),
-            "train / val / test": _sizes(facts, " / "), "prompt": "; ".join(facts["templates"]), "size": facts["size"],
-            "licence": facts["licence"], "source": facts["source"], "looked for": ", ".join(folders),
-            "CoOp's split": facts["split_json"] and f"ROOT/{facts['split_json']}", "by hand": facts["by_hand"],
+            "train / val / test": _sizes(facts, " / "), "prompt": "; ".join(facts["templates"]),
+            "size": facts["size"], "licence": facts["licence"], "source": facts["source"],
+            "looked for": ", ".join(folders), "CoOp's split": facts["split_json"]
+            and f"ROOT/{facts['split_json']}", "by hand": facts["by_hand"],
             "there?": root and folders and (_presence(name, root) or "no"),
             "build": f"clip-adapter-lite build --dataset {name} --root ROOT --backbone RN50-quickgelu"
                      f"{' --download' if downloadable(name) else ''}"}

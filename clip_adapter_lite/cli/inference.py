@@ -26,7 +26,8 @@ def fit(
 ):
     """Fit one method to one bank and keep the classifier, for `predict`.
 
-    Example: `clip-adapter-lite fit --bank pacs-photo --method clip-adapter --shots 16 --out photo.safetensors`
+    Example: `clip-adapter-lite fit --bank pacs-photo --method clip-adapter --shots 16 --out
+        photo.safetensors`
     """
     from ..naming import features_of
     loaded = FeatureBank.load(bank, backbone)
@@ -36,10 +37,11 @@ def fit(
     facts = [f"α = {fitted.alpha:.2f}"] if fitted.alpha is not None else []
     if fitted.val_accuracy is not None:
         facts.append(f"validation accuracy {100 * fitted.val_accuracy:.1f} %")
-    facts.append(f"test accuracy {100 * fitted.accuracy(episode.test):.1f} % on {len(episode.test)} images"
+    facts.append(f"test accuracy {100 * fitted.accuracy(episode.test):.1f} % on "
+                 f"{len(episode.test)} images"
                  if len(episode.test) else "test accuracy not measured, as the bank has no test images")
-    console.print(f"{fitted.method.label} on {loaded.dataset}, {shots} shots, seed {seed}: {', '.join(facts)} "
-                  f"(features: {features_of(backbone)}).", highlight=False)
+    console.print(f"{fitted.method.label} on {loaded.dataset}, {shots} shots, seed {seed}: "
+                  f"{', '.join(facts)} (features: {features_of(backbone)}).", highlight=False)
     console.print(f"Wrote {saved}; use it with "
                   f"`clip-adapter-lite predict IMAGES… --classifier {out}`.", highlight=False)
 
@@ -47,13 +49,17 @@ def fit(
 @app.command()
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Pictures.", show_default=False)],
-    classes: Annotated[str, typer.Option(help="Zero-shot class names, with commas: \"cat, dog\"; a name that holds "
+    classes: Annotated[str, typer.Option(help="Zero-shot class names, with commas: \"cat, dog\"; a "
+                                              "name that holds "
                                            "one stands in quotes.")] = "",
-    classifier: Annotated[Path | None, typer.Option(help="A file from `fit`, instead of --classes.")] = None,
-    template: Annotated[list[str], typer.Option(help="Prompt(s) with {} for the class name, for --classes.")] =
+    classifier: Annotated[Path | None, typer.Option(help="A file from `fit`, instead of "
+                                                         "--classes.")] = None,
+    template: Annotated[list[str], typer.Option(help="Prompt(s) with {} for the class name, for "
+                                                     "--classes.")] =
         ("a photo of a {}.",),
     top: Annotated[int, typer.Option(help="How many classes to show.")] = 5,
-    backbone: Annotated[str, typer.Option(help="Which CLIP, with --classes: pocket, or an open_clip name.")] = "pocket",
+    backbone: Annotated[str, typer.Option(help="Which CLIP, with --classes: pocket, or an "
+                                               "open_clip name.")] = "pocket",
 ):
     """Name what is in pictures, zero-shot from class names or with a fitted classifier.
 
@@ -62,7 +68,8 @@ def predict(
     from ..backbones import classifier_weights, load_backbone
     from ..naming import features_of
     if bool(classes) == bool(classifier):
-        raise ValueError("Give either --classes \"cat, dog\" for zero-shot or --classifier FILE for a fitted classifier.")
+        raise ValueError("Give either --classes \"cat, dog\" for zero-shot or --classifier FILE "
+                         "for a fitted classifier.")
     images = [image.expanduser() for image in images]
     if absent := [str(image) for image in images if not image.is_file()]:
         raise FileNotFoundError(f"No such picture: {', '.join(absent[:5])}; check the path.")
@@ -73,7 +80,8 @@ def predict(
         model = load_backbone(backbone)
         wanted = tuple(names_listed(classes))
         if not wanted:
-            raise ValueError(f"--classes '{classes}' holds no name; write for example --classes \"cat, dog\".")
+            raise ValueError(f"--classes '{classes}' holds no name; write for example --classes "
+                             "\"cat, dog\".")
         fitted = zero_shot(classifier_weights(model, wanted, template), wanted, model)
     opened, unreadable = [], []
     for image in images:
@@ -86,8 +94,9 @@ def predict(
         console.print(str(image), style="bold", markup=False, highlight=False, soft_wrap=True)
         for name, probability in found:
             console.print(f"  {100 * probability:5.1f} %  {name}", markup=False, highlight=False)
-    console.print(f"(features: {features_of(model.name)}; {fitted.method.label})", style="dim", highlight=False)
+    console.print(f"(features: {features_of(model.name)}; {fitted.method.label})", style="dim",
+                  highlight=False)
     if unreadable:
         raise OSError(unreadable[0] if len(unreadable) == 1 else
-                      f"{len(unreadable)} of {len(images)} pictures could not be read, the others are named above: "
-                      f"{'; '.join(why.rstrip('.') for why in unreadable[:5])}.")
+                      f"{len(unreadable)} of {len(images)} pictures could not be read, the others "
+                      f"are named above: {'; '.join(why.rstrip('.') for why in unreadable[:5])}.")

@@ -12,23 +12,29 @@ from ..methods import METHODS, CoOp, method_named
 from ..methods.labels import listed, names_listed, setting_value
 from .app import AllowFewer, app, console, numbers
 
-Banks = Annotated[str, typer.Option(help="Names or paths of banks, with commas; a name that holds one stands in quotes.")]
+Banks = Annotated[str, typer.Option(help="Names or paths of banks, with commas; a name that holds "
+                                         "one stands in quotes.")]
 Jobs = Annotated[int, typer.Option(help="Processes; -1 for one a core.")]
-Engine = Annotated[str, typer.Option(help=f"{' or '.join(ENGINES)}: processes of this machine, or Ray's workers.")]
-Address = Annotated[str, typer.Option(help="With --engine ray: a cluster's address, or auto; none starts Ray here.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Keep the finished runs of --out and do the rest.")]
+Engine = Annotated[str, typer.Option(help=f"{' or '.join(ENGINES)}: processes of this machine, or "
+                                          "Ray's workers.")]
+Address = Annotated[str, typer.Option(help="With --engine ray: a cluster's address, or auto; none "
+                                           "starts Ray here.")]
+Resume = Annotated[bool, typer.Option("--resume",
+                                      help="Keep the finished runs of --out and do the rest.")]
 
 
 @app.command()
 def compare(
     banks: Banks = "caltech101,pacs-cartoon,dtd10",
-    methods: Annotated[str, typer.Option(help=f"Of {', '.join(METHODS)}; with commas. Settings stand in "
-                                              "brackets, as in tables: tip-adapter(finetune=true).")] =
+    methods: Annotated[str, typer.Option(help=f"Of {', '.join(METHODS)}; with commas. Settings "
+                                              "stand in brackets, as in tables: "
+                                              "tip-adapter(finetune=true).")] =
         "zero-shot,linear-probe,coop,clip-adapter",
     shots: Annotated[str, typer.Option(help="Training images per class.")] = "1,2,4,8,16",
     seeds: Annotated[str, typer.Option(help="Which few-shot draws.")] = "1,2,3",
     backbone: Annotated[str, typer.Option(help="Whose banks to load.")] = "pocket",
-    out: Annotated[Path, typer.Option(help="The CSV; the picture goes beside it as .png.")] = Path("results/compare.csv"),
+    out: Annotated[Path, typer.Option(help="The CSV; the picture goes beside it as "
+                                           ".png.")] = Path("results/compare.csv"),
     resume: Resume = False,
     jobs: Jobs = -1,
     engine: Engine = "joblib",
@@ -37,30 +43,34 @@ def compare(
 ):
     """Compare methods: every bank × method × shots × seed, as a table per bank, a CSV and a picture.
 
-    Fitted on the few shots, selected on min(shots, 4) validation images a class, judged once on the whole test split.
+    Fitted on the few shots, selected on min(shots, 4) validation images a class, judged once on the
+    whole test split.
 
-    Example: `clip-adapter-lite compare --banks rsscn7 --methods "clip-adapter,tip-adapter(finetune=true)" --shots 1,16`
+    Example: `clip-adapter-lite compare --banks rsscn7 --methods
+        "clip-adapter,tip-adapter(finetune=true)" --shots 1,16`
     """
     from .. import plots
     from ..experiments.compare import compare as run
     from ..experiments.compare import pending, summarise
     out = out.expanduser()
     loaded = [FeatureBank.load(name, backbone) for name in names_listed(banks)]
-    study = dict(banks=loaded, methods=listed(methods), shots=numbers(shots, "--shots"), seeds=numbers(seeds, "--seeds"),
-                 allow_fewer=allow_fewer)
+    study = dict(banks=loaded, methods=listed(methods), shots=numbers(shots, "--shots"),
+                 seeds=numbers(seeds, "--seeds"), allow_fewer=allow_fewer)
     console.print(pending(**study, out=out if resume else None))
     with stoppable(out):
-        table = run(**study, out=out, resume=resume, jobs=jobs, engine=engine, address=address or None, progress=True)
+        table = run(**study, out=out, resume=resume, jobs=jobs, engine=engine,
+                    address=address or None, progress=True)
     summary = summarise(table)
     for bank in loaded:
         here = summary[(summary.dataset == bank.dataset)]
-        console.print(accuracy_table(here, f"{bank.dataset}: test accuracy in %, mean ± standard deviation of "
-                                           f"{table.seed.nunique()} seeds", plots.features_of(bank.backbone)))
+        console.print(accuracy_table(here, f"{bank.dataset}: test accuracy in %, mean ± standard "
+                                           f"deviation of {table.seed.nunique()} seeds",
+                                           plots.features_of(bank.backbone)))
     for line in notes(table, out):
         console.print(line, highlight=False)
     picture = plots.save(plots.accuracy_over_shots(table), out.with_suffix(".png"))
-    console.print(f"\nWrote {out} ({len(table)} runs), {out.with_suffix('.json')} (what they were computed from) and "
-                  f"{picture}.", highlight=False)
+    console.print(f"\nWrote {out} ({len(table)} runs), {out.with_suffix('.json')} (what they were "
+                  f"computed from) and {picture}.", highlight=False)
 
 
 @contextmanager
@@ -69,35 +79,42 @@ def stoppable(out: Path):
     try:
         yield
     except KeyboardInterrupt:
-        console.print(f"\nStopped. The finished runs are in {out}: the same command with --resume goes on from there.")
+        console.print(f"\nStopped. The finished runs are in {out}: the same command with --resume "
+                      "goes on from there.")
         raise typer.Exit(130) from None
 
 
 def accuracy_table(summary, title: str, features: str) -> Table:
     """One bank's accuracies: a row per method, a column per number of shots."""
     shots = sorted(summary.shots.unique())
-    table = Table(title=title, caption=f"features: {features}", title_justify="left", caption_justify="left")
+    table = Table(title=title, caption=f"features: {features}", title_justify="left",
+                  caption_justify="left")
     table.add_column("method", no_wrap=True)
     for s in shots:
         table.add_column("1 shot" if s == 1 else f"{s} shots", justify="right")
     for method, rows in summary.groupby("method", sort=False):
         cells = rows.set_index("shots")
-        table.add_row(method, *(f"{100 * cells['mean'][s]:.1f}±{100 * cells['std'].fillna(0)[s]:.1f}" for s in shots))
+        table.add_row(method,
+                      *(f"{100 * cells['mean'][s]:.1f}±{100 * cells['std'].fillna(0)[s]:.1f}"
+                        for s in shots))
     return table
 
 
 def notes(table, out: Path) -> list[str]:
-    """What a reader of the tables must know beside them: steps, and how often ties decided the ratio."""
+    """What a reader of the tables must know beside them: steps, and how often ties decided the
+    ratio.
+    """
     import json
-    steps = table[(table.steps > 0) & ~table.method.str.startswith("linear-probe")].groupby("method", sort=False).steps
+    steps = table[(table.steps > 0)
+                  & ~table.method.str.startswith("linear-probe")].groupby("method", sort=False).steps
     lines = [f"{method}: {low}{f' to {high}' if high > low else ''} optimiser steps"
              f"{f', M = {CoOp.context_length} context vectors' if method == CoOp.name else ''}."
              for method, low, high in zip(steps.min().index, steps.min(), steps.max())]
     details = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))["details"]
     tied = [d["tied"] for d in details.values() if "tied" in d]
     if tied:
-        lines.append(f"Of {len(tied)} searches on validation, {sum(t > 1 for t in tied)} had several ratios tied on "
-                     "accuracy, and the lower cross-entropy decided.")
+        lines.append(f"Of {len(tied)} searches on validation, {sum(t > 1 for t in tied)} had "
+                     "several ratios tied on accuracy, and the lower cross-entropy decided.")
     return lines
 
 
@@ -105,32 +122,39 @@ def grid_axis(text: str) -> tuple[str, list]:
     """"alpha=0,0.2,val" → ("alpha", [0, 0.2, "val"]). Raises typer.BadParameter for anything else."""
     name, _, values = text.partition("=")
     if not name.strip() or not values.strip():
-        raise typer.BadParameter(f"--grid takes a setting and its values, such as alpha=0,0.2,0.5; got '{text}'.")
+        raise typer.BadParameter("--grid takes a setting and its values, such as alpha=0,0.2,0.5; "
+                                 f"got '{text}'.")
     return name.strip().replace("-", "_"), [setting_value(part) for part in listed(values)]
 
 
 @app.command()
 def sweep(
     banks: Banks = "dtd10",
-    method: Annotated[str, typer.Option(help=f"Whose settings to vary: one of {', '.join(METHODS)}.")] = "clip-adapter",
-    grid: Annotated[list[str], typer.Option(help="A setting and its values; give the option once for each setting.")] =
+    method: Annotated[str, typer.Option(help="Whose settings to vary: one of "
+                                             f"{', '.join(METHODS)}.")] = "clip-adapter",
+    grid: Annotated[list[str], typer.Option(help="A setting and its values; give the option once "
+                                                 "for each setting.")] =
         ("alpha=0,0.2,0.4,0.6,0.8,1", "reduction=1,4,32"),
     shots: Annotated[str, typer.Option(help="Training images per class.")] = "16",
     seeds: Annotated[str, typer.Option(help="Which few-shot draws.")] = "1,2,3",
     backbone: Annotated[str, typer.Option(help="Whose banks to load.")] = "pocket",
-    out: Annotated[Path, typer.Option(help="The CSV; the heat map goes beside it as .png.")] = Path("results/sweep.csv"),
+    out: Annotated[Path, typer.Option(help="The CSV; the heat map goes beside it as "
+                                           ".png.")] = Path("results/sweep.csv"),
     resume: Resume = False,
     jobs: Jobs = -1,
     engine: Engine = "joblib",
     address: Address = "",
     allow_fewer: AllowFewer = False,
 ):
-    """Sweep a method's settings: every bank × point of the grid × shots × seed, as a CSV, a table and a heat map.
+    """Sweep a method's settings: every bank × point of the grid × shots × seed, as a CSV, a table
+    and a heat map.
 
-    The setting is chosen on validation images; beside its test accuracy stands the best that any setting has on test, to
-    show how much choosing on test would flatter. A text adapter's ratio is β: it follows the grid's alpha.
+    The setting is chosen on validation images; beside its test accuracy stands the best that any
+    setting has on test, to show how much choosing on test would flatter. A text adapter's ratio is
+    β: it follows the grid's alpha.
 
-    Example: `clip-adapter-lite sweep --banks dtd10,sun18 --grid alpha=0,0.2,0.6,1 --grid branch=visual,text`
+    Example: `clip-adapter-lite sweep --banks dtd10,sun18 --grid alpha=0,0.2,0.6,1 --grid
+        branch=visual,text`
     """
     from .. import plots
     from ..experiments.sweep import chosen_on_validation, plan_sweep
@@ -138,12 +162,14 @@ def sweep(
     axes = dict(map(grid_axis, grid))
     loaded = [FeatureBank.load(name, backbone) for name in names_listed(banks)]
     study = dict(banks=loaded, base=method_named(method), grid=axes,
-                 shots=numbers(shots, "--shots"), seeds=numbers(seeds, "--seeds"), allow_fewer=allow_fewer)
+                 shots=numbers(shots, "--shots"), seeds=numbers(seeds, "--seeds"),
+                 allow_fewer=allow_fewer)
     console.print(f"{len(plan_sweep(**study))} runs: {len(study['banks'])} bank(s) × "
-                  f"{' × '.join(f'{len(values)} {name}' for name, values in axes.items())} × {len(study['shots'])} shots × "
-                  f"{len(study['seeds'])} seeds.", highlight=False)
+                  f"{' × '.join(f'{len(values)} {name}' for name, values in axes.items())} × "
+                  f"{len(study['shots'])} shots × {len(study['seeds'])} seeds.", highlight=False)
     with stoppable(out):
-        table = run(**study, out=out, resume=resume, jobs=jobs, engine=engine, address=address or None, progress=True)
+        table = run(**study, out=out, resume=resume, jobs=jobs, engine=engine,
+                    address=address or None, progress=True)
     console.print(chosen_table(chosen_on_validation(table, axes), axes, plots.features_of(backbone)))
     written = [str(out), str(out.with_suffix(".json"))]
     drawn = [name for name, values in axes.items() if len(values) > 1]
@@ -156,12 +182,14 @@ def sweep(
 def chosen_table(chosen, axes, features: str) -> Table:
     """What validation chose for each bank and number of shots."""
     table = Table(title="Chosen on validation (means over seeds, in %)", title_justify="left",
-                  caption=f"features: {features}; the last column is chosen on test and only shows how that would flatter",
+                  caption=f"features: {features}; the last column is chosen on test and only shows "
+                          "how that would flatter",
                   caption_justify="left")
     for title in ("bank", "shots", *axes, "validation", "test", "best on test"):
         table.add_column(title, justify="left" if title == "bank" else "right")
     for row in chosen.to_dict("records"):
-        table.add_row(row["dataset"], str(row["shots"]), *(f"{row[a]:g}" if isinstance(row[a], float) else str(row[a])
+        table.add_row(row["dataset"], str(row["shots"]),
+                      *(f"{row[a]:g}" if isinstance(row[a], float) else str(row[a])
                                                          for a in axes),
                       *(f"{100 * row[k]:.1f}" for k in ("val_accuracy", "accuracy", "best_accuracy")))
     return table

@@ -1,4 +1,6 @@
-"""Fetching and unpacking what torchvision does not: all or nothing, and nothing outside the folder it is meant for."""
+"""Fetching and unpacking what torchvision does not: all or nothing, and nothing outside the folder
+it is meant for.
+"""
 import errno
 import shutil
 import stat
@@ -19,11 +21,14 @@ BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError)
 
 
 def attempt(action: Callable, what: str, advice: str, tries: int = 3):
-    """`action()`, tried again when a connection fails. Raises BankError: what failed, why, and `advice` on what to do."""
+    """`action()`, tried again when a connection fails. Raises BankError: what failed, why, and
+    `advice` on what to do.
+    """
     for turn in range(1, tries + 1):
         try:
             return action()
-        except (OSError, RuntimeError, HTTPException, *BROKEN) as error:  # torchvision raises RuntimeError for a wrong hash
+        # torchvision raises RuntimeError for a wrong hash
+        except (OSError, RuntimeError, HTTPException, *BROKEN) as error:
             full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
             if turn == tries or full or 400 <= getattr(error, "code", 0) < 500:
                 why = f"the disk is full: {one_line(error)}" if full else one_line(error)
@@ -32,7 +37,8 @@ def attempt(action: Callable, what: str, advice: str, tries: int = 3):
 
 
 def fetch(url: str, path: str | Path, sha256: str | None = None, tries: int = 3) -> Path:
-    """Download `url` to `path`, under a temporary name until it is whole and its SHA-256 is right; a bar shows progress.
+    """Download `url` to `path`, under a temporary name until it is whole and its SHA-256 is right;
+    a bar shows progress.
 
     A file that is there already, with the right hash if one is known, is kept. Raises BankError.
     """
@@ -44,24 +50,29 @@ def fetch(url: str, path: str | Path, sha256: str | None = None, tries: int = 3)
     def once(partial: Path):
         with urlopen(Request(url, headers={"User-Agent": "clip-adapter-lite"}), timeout=60) as answer:
             size = int(answer.headers.get("Content-Length") or 0)
-            with wrap_file(answer, total=size, description=path.name) as raw, partial.open("wb") as file:
+            with wrap_file(answer, total=size,
+                           description=path.name) as raw, partial.open("wb") as file:
                 shutil.copyfileobj(raw, file, 1 << 20)
         if size and partial.stat().st_size != size:
             raise OSError(f"the connection closed after {partial.stat().st_size} of {size} bytes")
 
     with whole(path) as partial:
-        attempt(lambda: once(partial), url, f"check the network, or fetch it elsewhere and put it at {path}", tries)
+        attempt(lambda: once(partial), url, "check the network, or fetch it elsewhere and put it "
+                                            f"at {path}", tries)
         if sha256 and (found := file_hash(partial)) != sha256:
-            raise BankError(f"{url} has SHA-256 {found[:12]}… instead of {sha256[:12]}…, so it was changed or damaged on "
-                            "the way; try again, and do not use it if this stays.")
+            raise BankError(f"{url} has SHA-256 {found[:12]}… instead of {sha256[:12]}…, so it was "
+                            "changed or damaged on the way; try again, and do not use it if this "
+                            "stays.")
     return path
 
 
 def unpack(archive: str | Path, folder: str | Path) -> None:
-    """Unpack a zip or tar archive, compressed or not, into `folder`; a failure leaves nothing of it there.
+    """Unpack a zip or tar archive, compressed or not, into `folder`; a failure leaves nothing of it
+    there.
 
-    Raises BankError, before that member is written, for one that would leave the folder or is neither file nor folder
-    (links, devices); also for a damaged archive and for an entry that is there already.
+    Raises BankError, before that member is written, for one that would leave the folder or is
+    neither file nor folder (links, devices); also for a damaged archive and for an entry that is
+    there already.
     """
     from rich import progress
     archive, folder = Path(archive), Path(folder)
@@ -69,7 +80,8 @@ def unpack(archive: str | Path, folder: str | Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder, prefix=".unpacking-") as scratch:
         try:
             if tarfile.is_tarfile(archive):
-                with progress.open(archive, "rb", description=archive.name) as raw, tarfile.open(fileobj=raw) as tar:
+                with progress.open(archive, "rb",
+                                   description=archive.name) as raw, tarfile.open(fileobj=raw) as tar:
                     for member in tar:
                         _check(archive, member.name, member.isfile() or member.isdir())
                         tar.extract(member, scratch, filter="data")
@@ -80,7 +92,8 @@ def unpack(archive: str | Path, folder: str | Path) -> None:
                         _check(archive, member.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR))
                         bundle.extract(member, scratch)
             else:
-                raise BankError(f"{archive} is neither a zip nor a tar archive, or is damaged; fetch it again.")
+                raise BankError(f"{archive} is neither a zip nor a tar archive, or is damaged; "
+                                "fetch it again.")
         except BROKEN as error:
             raise BankError(f"{archive} is damaged ({one_line(error)}); fetch it again.") from error
         entries = sorted(Path(scratch).iterdir())
@@ -93,6 +106,8 @@ def unpack(archive: str | Path, folder: str | Path) -> None:
 def _check(archive: Path, name: str, plain: bool) -> None:
     path = PureWindowsPath(name)  # reads both kinds of separators, and drives
     if path.anchor or ".." in path.parts:
-        raise BankError(f"{archive} is not safe: its member '{name}' would be written outside the folder; do not use it.")
+        raise BankError(f"{archive} is not safe: its member '{name}' would be written outside the "
+                        "folder; do not use it.")
     if not plain:
-        raise BankError(f"{archive} is not safe: its member '{name}' is a link or a device; do not use it.")
+        raise BankError(f"{archive} is not safe: its member '{name}' is a link or a device; do not "
+                        "use it.")

@@ -1,4 +1,6 @@
-"""The one shape that every dataset takes before a backbone sees it, and how we split what comes without a split."""
+"""The one shape that every dataset takes before a backbone sees it, and how we split what comes
+without a split.
+"""
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -13,17 +15,21 @@ from ..naming import count
 from ..splits import SPLITS, drawn, rank
 
 Item = tuple[Any, int]  # a picture's path, or the PIL image itself, and its label
-SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".mpo", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-# What lies beside pictures and is none; whatever else is left out is told of: it may be pictures of another format.
-NOTES = (".txt", ".md", ".json", ".csv", ".tsv", ".xml", ".html", ".yaml", ".yml", ".log", ".db", ".ini", ".aae", ".xmp")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".mpo", ".png", ".bmp", ".webp", ".gif", ".tif",
+            ".tiff", ".ppm", ".pgm")
+# What lies beside pictures and is none; whatever else is left out is told of: it may be pictures of
+# another format.
+NOTES = (".txt", ".md", ".json", ".csv", ".tsv", ".xml", ".html", ".yaml", ".yml", ".log", ".db",
+         ".ini", ".aae", ".xmp")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImageDataset:
     """Pictures by split. splits maps "train", "val" and "test" to lists of (path or PIL image, label).
 
-    protocol: how it was split, in words. source: where the pictures come from. plain: pictures are read as CoOp reads the
-    paper's datasets (stored pixels), not as viewers show them. Raises BankError for a wrong label.
+    protocol: how it was split, in words. source: where the pictures come from. plain: pictures are
+    read as CoOp reads the paper's datasets (stored pixels), not as viewers show them. Raises
+    BankError for a wrong label.
     """
     name: str
     classnames: tuple[str, ...]
@@ -42,7 +48,8 @@ class ImageDataset:
                                 f"{len(self.classnames)} classes.")
 
     def cap(self, **most: int) -> "ImageDataset":
-        """At most so many images a class (train, val) or in all (test), chosen by hash; the protocol says so.
+        """At most so many images a class (train, val) or in all (test), chosen by hash; the
+        protocol says so.
 
         `dataset.cap(train=48, val=16, test=2500)`
         """
@@ -51,7 +58,8 @@ class ImageDataset:
             rows = _by_class(items)
             limit = most.get(name, len(items))
             if name == "test":  # every class keeps its share
-                sums = accumulate(map(len, rows.values()), initial=0)  # so that the shares add up to the limit
+                # so that the shares add up to the limit
+                sums = accumulate(map(len, rows.values()), initial=0)
                 edges = [n * limit // max(len(items), 1) for n in sums]
                 limit_of = {c: b - a for c, a, b in zip(rows, edges, edges[1:])}
             else:
@@ -64,21 +72,23 @@ class ImageDataset:
                                "protocol": f"{self.protocol}; {note}" if note else self.protocol})
 
     def draw(self, split: str, per_class: int | None, seed: int) -> list[Item]:
-        """The pictures that an episode of a bank built from the dataset has: `per_class` of each class by hash, or all.
+        """The pictures that an episode of a bank built from the dataset has: `per_class` of each
+        class by hash, or all.
 
         Raises BankError if the split has no pictures or, naming the class, train has fewer of one.
         """
         items = self.splits[split]
         if not items:
-            raise BankError(f"{self.name} has no {split} pictures; give a dataset with pictures in every split.")
+            raise BankError(f"{self.name} has no {split} pictures; give a dataset with pictures in "
+                            "every split.")
         if per_class is None:
             return items
         labels = [label for _, label in items]
         counts = Counter(labels)
         few = min(range(len(self.classnames)), key=counts.__getitem__)
         if split == "train" and not 1 <= per_class <= counts[few]:
-            raise BankError(f"shots must be from 1 to {counts[few]}, the training pictures of {self.name}'s class "
-                            f"'{self.classnames[few]}'; got {per_class}.")
+            raise BankError(f"shots must be from 1 to {counts[few]}, the training pictures of "
+                            f"{self.name}'s class '{self.classnames[few]}'; got {per_class}.")
         return [items[row] for row in drawn(labels, len(self.classnames), per_class, seed)]
 
 
@@ -91,36 +101,47 @@ def _by_class(items: Sequence[Item]) -> dict[int, list[int]]:
 
 def split_by_hash(items: Sequence[Item], train: float = 0.5, val: float = 0.2, seed: int = 0,
                   at_least: int = 0) -> dict[str, list[Item]]:
-    """Split each class by the SHA-256 order of its images: `train`, `val` and the rest for test (CoOp's 50/20/30).
+    """Split each class by the SHA-256 order of its images: `train`, `val` and the rest for test
+    (CoOp's 50/20/30).
 
-    at_least: give train this many where that leaves at least a quarter of the class to validation and test.
+    at_least: give train this many where that leaves at least a quarter of the class to validation
+        and test.
     """
     splits: dict[str, list[int]] = {name: [] for name in SPLITS}
     for label, rows in _by_class(items).items():
         order, many = rank(seed, label, rows), len(rows)
-        first = min(max(round(many * train), min(at_least, many * 3 // 4)), max(1, many - 1))  # leave one for validation
+        # leave one for validation
+        first = min(max(round(many * train), min(at_least, many * 3 // 4)), max(1, many - 1))
         second = first + max(1, round((many - first) * val / (1 - train)))
         for name, part in zip(SPLITS, (order[:first], order[first:second], order[second:])):
             splits[name] += part
     return {name: [items[i] for i in sorted(rows)] for name, rows in splits.items()}
 
 
-def hold_out(items: Sequence[Item], seed: int, share: float = 0.2, most: int | None = None) -> tuple[list, list]:
-    """Two lists, what stays and what is held out: of each class `share` (CoOp's fifth), at most `most`, by hash."""
+def hold_out(items: Sequence[Item], seed: int, share: float = 0.2,
+             most: int | None = None) -> tuple[list, list]:
+    """Two lists, what stays and what is held out: of each class `share` (CoOp's fifth), at most
+    `most`, by hash.
+    """
     held = set()
     for label, rows in _by_class(items).items():
         wanted = max(1, round(len(rows) * share))
         held.update(rank(seed, label, rows)[:min(wanted, most or wanted, len(rows) - 1)])
-    return [x for i, x in enumerate(items) if i not in held], [x for i, x in enumerate(items) if i in held]
+    return [x for i, x in enumerate(items) if i not in held], [x
+                                                               for i, x in enumerate(items) if i in held]
 
 
 def pictures(folder: Path) -> list[Path]:
-    """The picture files under `folder`, by their suffix, in name order; hidden files and folders are left out."""
+    """The picture files under `folder`, by their suffix, in name order; hidden files and folders
+    are left out.
+    """
     return [path for path in _visible(folder) if path.name.lower().endswith(SUFFIXES)]
 
 
 def hidden(name: str) -> bool:
-    """Whether a file or folder is a system's and not the user's: dot files, a Mac's in archives, a Synology's previews."""
+    """Whether a file or folder is a system's and not the user's: dot files, a Mac's in archives, a
+    Synology's previews.
+    """
     return name.startswith((".", "__MACOSX", "@eaDir"))
 
 
@@ -133,12 +154,15 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def unread(folder: Path, read: int) -> str:
-    """What lies under `folder` beside the `read` pictures that a dataset has of it, in words; "" for nothing but notes."""
+    """What lies under `folder` beside the `read` pictures that a dataset has of it, in words; ""
+    for nothing but notes.
+    """
     every = _visible(folder)
     mine = [path for path in every if path.name.lower().endswith(SUFFIXES)]
     others = Counter(path.suffix.lower() or "without a suffix" for path in every
                      if not path.name.lower().endswith(SUFFIXES + NOTES))
-    said = [f"{count(len(mine) - read, 'picture')} outside of class folders left out"] if len(mine) > read else []
+    said = [f"{count(len(mine) - read, 'picture')} outside of class folders left "
+            "out"] if len(mine) > read else []
     if others:
         kinds = [f"{many} {kind}" for kind, many in others.most_common()]
         kinds = kinds[:5] + [count(len(kinds) - 5, 'more kind')] * (len(kinds) > 5)
@@ -151,18 +175,21 @@ def folder_items(root: Path, classes: Sequence[str]) -> list[Item]:
     return [(path, label) for label, name in enumerate(classes) for path in pictures(root / name)]
 
 
-def complete(name: str, classnames: Sequence[str], splits: dict[str, list[Item]], allow_missing: bool = False,
-             expected: int | None = None) -> tuple[tuple[str, ...], dict[str, list[Item]], str]:
+def complete(name: str, classnames: Sequence[str], splits: dict[str, list[Item]],
+             allow_missing: bool = False, expected: int
+             | None = None) -> tuple[tuple[str, ...], dict[str, list[Item]], str]:
     """Class names and splits of what is on disk, and a note on what is not ("" if nothing is missing).
 
-    expected: how many pictures there should be, for folders; without it each listed file is looked for. A class without
-    any picture disappears and the labels close up. Raises BankError, with the count and the first file, for a missing
-    file without `allow_missing`, or if there is none at all.
+    expected: how many pictures there should be, for folders; without it each listed file is looked
+    for. A class without any picture disappears and the labels close up. Raises BankError, with the
+    count and the first file, for a missing file without `allow_missing`, or if there is none at
+    all.
     """
     paths = [path for items in splits.values() for path, _ in items]
     if expected is None:
         @cache
-        def files(folder: Path) -> frozenset[str]:  # one listing a folder, where a look at each file takes minutes on NFS
+        # one listing a folder, where a look at each file takes minutes on NFS
+        def files(folder: Path) -> frozenset[str]:
             return frozenset(os.listdir(folder) if folder.is_dir() else ())
 
         gone = [path for path in paths if path.name not in files(path.parent)]
@@ -171,8 +198,8 @@ def complete(name: str, classnames: Sequence[str], splits: dict[str, list[Item]]
         gone, total, missing, first = [], expected, max(0, expected - len(paths)), ""
     if missing and (missing == total or not allow_missing):
         either = "" if missing == total else ", or leave them out with allow_missing=True (--allow-missing)"
-        raise BankError(f"{name}: {missing} of {total} pictures are missing{first}; unpack the dataset again (--download "
-                        f"does so only where its folder is gone){either}.")
+        raise BankError(f"{name}: {missing} of {total} pictures are missing{first}; unpack the "
+                        f"dataset again (--download does so only where its folder is gone){either}.")
     lost = set(gone)
     kept = {part: [item for item in items if item[0] not in lost] for part, items in splits.items()}
     labels = sorted({label for items in kept.values() for _, label in items})
@@ -181,6 +208,7 @@ def complete(name: str, classnames: Sequence[str], splits: dict[str, list[Item]]
     if len(labels) < len(classnames):
         note += f"{', ' if note else ''}{len(labels)} of {len(classnames)} classes there"
     return (tuple(classnames[label] for label in labels),
-            {part: [(path, place[label]) for path, label in items] for part, items in kept.items()}, note)
+            {part: [(path, place[label]) for path, label in items] for part, items in kept.items()},
+            note)
 
 

@@ -1,4 +1,6 @@
-"""Fashion-MNIST (Xiao et al., 2017; MIT licence) from its gzip IDX files: the whole set, or the excerpt we ship."""
+"""Fashion-MNIST (Xiao et al., 2017; MIT licence) from its gzip IDX files: the whole set, or the
+excerpt we ship.
+"""
 import gzip
 import struct
 from pathlib import Path
@@ -7,7 +9,8 @@ from ..files import BUNDLED
 from .base import ImageDataset, split_by_hash
 
 EXCERPT = BUNDLED / "fashion-mnist"
-CLASSES = ("t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+CLASSES = ("t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
+           "ankle boot")
 TEMPLATE = "a photo of a {}, a type of clothing."
 
 
@@ -27,7 +30,8 @@ def write_idx(path: Path, array) -> None:
 
 
 def fashion_mnist(folder: Path = EXCERPT) -> ImageDataset:
-    """Fashion-MNIST as RGB pictures of 28 px; by default the bundled excerpt (48 + 16 train and val, 100 test a class).
+    """Fashion-MNIST as RGB pictures of 28 px; by default the bundled excerpt (48 + 16 train and
+    val, 100 test a class).
 
     The official training part is split into train and validation by hash (75/25); test is as given.
     """

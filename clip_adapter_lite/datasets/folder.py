@@ -11,35 +11,41 @@ from .base import SUFFIXES, Item, folder_items, hidden, hold_out, pictures, spli
 
 LAYOUT = "put pictures in ROOT/<class>/, or in ROOT/train/<class>/ with optional val and test"
 RULE = "split 50/20/30"
-PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
-         "eval": "val", "evaluation": "val", "test": "test", "tests": "test", "testing": "test"}
+PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
+         "dev": "val", "eval": "val", "evaluation": "val", "test": "test", "tests": "test",
+         "testing": "test"}
 # What stands around these words: seg_train, Training-Set, testset, val_images, train1 …
 FILLING = re.compile(r"seg|dataset|data|set|images?|imgs?|pictures?|photos?|folder|dir|split|[\W\d_]+")
 
 
-def own_folder(root: Path, seed: int, allow_missing: bool = False) -> tuple[tuple[str, ...], dict[str, list[Item]], str]:
-    """Class names, splits and the protocol in words of the pictures in `root`; subfolders of a class belong to it.
+def own_folder(root: Path, seed: int,
+               allow_missing: bool = False) -> tuple[tuple[str, ...], dict[str, list[Item]], str]:
+    """Class names, splits and the protocol in words of the pictures in `root`; subfolders of a
+    class belong to it.
 
-    Names are the folders' with underscores as spaces, or those that `root/classes.json` gives: {"folder": "name"}.
-    A lone folder of folders, as archives have it, is gone into. allow_missing leaves out classes without a picture.
+    Names are the folders' with underscores as spaces, or those that `root/classes.json` gives:
+    {"folder": "name"}. A lone folder of folders, as archives have it, is gone into. allow_missing
+    leaves out classes without a picture.
     Raises BankError, one sentence, for what cannot be right.
     """
     asked, root = root, _inner(root)
     given = _parts(root)
     if given and "train" not in given:
-        raise BankError(f"{root} has a folder {next(iter(given.values())).name} with classes but no folder train; {LAYOUT}.")
+        raise BankError(f"{root} has a folder {next(iter(given.values())).name} with classes but "
+                        f"no folder train; {LAYOUT}.")
     others = [name for name in _subfolders(root) if given and pictures(root / name)
               and not any(folder.is_relative_to(root / name) for folder in given.values())]
     if others:
-        raise BankError(f"{root} holds pictures in {_few(others)} beside train; only train, val and test are read, each "
-                        "with a folder a class, so rename or move the rest.")
+        raise BankError(f"{root} holds pictures in {_few(others)} beside train; only train, val "
+                        "and test are read, each with a folder a class, so rename or move the rest.")
     if not given:
         _refuse_other_layouts(root)
     classes = _classes(given.get("train", root), allow_missing)
     without = len(_subfolders(given.get("train", root))) - len(classes)
     left = f"; {count(without, 'folder')} without pictures left out" if without else ""
     names = _names(classes, next((p for p in (root, asked) if (p / "classes.json").is_file()), root))
-    items = {part: _part(given[part], classes) for part in given} or {"train": folder_items(root, classes)}
+    items = {part: _part(given[part], classes)
+             for part in given} or {"train": folder_items(root, classes)}
     whose = f"own {' and '.join(given)} folder{'s' if len(given) > 1 else ''}" if given else "one folder a class"
     if len(items) == 1:
         splits, how = _by_rule(items["train"], classes, seed), RULE
@@ -53,13 +59,18 @@ def own_folder(root: Path, seed: int, allow_missing: bool = False) -> tuple[tupl
 
 
 def part_named(name: str) -> str | None:
-    """The split that a folder's name stands for: "Training", "seg_test", "training_set", "valid" …; None for others."""
+    """The split that a folder's name stands for: "Training", "seg_test", "training_set", "valid" …;
+    None for others.
+    """
     return PARTS.get(FILLING.sub("", name.lower()))
 
 
 def _inner(folder: Path) -> Path:
-    """The folder itself, or the only one in it where that has folders but no pictures, as in seg_train/seg_train."""
-    while len(found := _subfolders(folder)) == 1 and (part_named(found[0]) is None or found[0] == folder.name):
+    """The folder itself, or the only one in it where that has folders but no pictures, as in
+    seg_train/seg_train.
+    """
+    while len(found := _subfolders(folder)) == 1 and (part_named(found[0]) is None
+                                                      or found[0] == folder.name):
         within = folder / found[0]
         if not _subfolders(within) or any(path.parent == within for path in pictures(within)):
             break
@@ -72,11 +83,13 @@ def _refuse_other_layouts(root: Path) -> None:
     within = {name: _subfolders(root / name) for name in _subfolders(root)}
     for name, folders in within.items():
         if len({part for part in map(part_named, folders) if part}) > 1:
-            raise BankError(f"{root} has {_few(folders)} inside of '{name}', which would be read as one; {LAYOUT}.")
+            raise BankError(f"{root} has {_few(folders)} inside of '{name}', which would be read "
+                            f"as one; {LAYOUT}.")
     shared = set.intersection(*map(set, within.values())) if len(within) > 1 else set()
     if len(shared) > 1 and any(re.search("train|test|valid", name.lower()) for name in within):
-        raise BankError(f"{root} has the folders {_few(sorted(shared))} in each of {_few(list(within))}, which look like "
-                        "parts and not like classes; call them train, val and test.")
+        raise BankError(f"{root} has the folders {_few(sorted(shared))} in each of "
+                        f"{_few(list(within))}, which look like parts and not like classes; call "
+                        "them train, val and test.")
 
 
 def _parts(root: Path) -> dict[str, Path]:
@@ -89,7 +102,8 @@ def _parts(root: Path) -> dict[str, Path]:
         part = part_named(name)
         if part and _subfolders(root / name):
             if part in found:
-                raise BankError(f"{root} has two folders for {part}, {found[part].name} and {name}; keep one.")
+                raise BankError(f"{root} has two folders for {part}, {found[part].name} and "
+                                f"{name}; keep one.")
             found[part] = _inner(root / name)
     return {part: found[part] for part in SPLITS if part in found}
 
@@ -106,10 +120,12 @@ def _classes(folder: Path, allow_missing: bool) -> list[str]:
         raise BankError(f"{folder} has no pictures in class folders; {LAYOUT} ({', '.join(SUFFIXES)}).")
     if len(full) < len(found) and not allow_missing:
         empty = [name for name in found if name not in full]
-        raise BankError(f"{folder} has no pictures of {_few(empty)}; add some ({', '.join(SUFFIXES)}), remove the folder, "
-                        "or leave the class out with allow_missing=True (--allow-missing).")
+        raise BankError(f"{folder} has no pictures of {_few(empty)}; add some "
+                        f"({', '.join(SUFFIXES)}), remove the folder, or leave the class out with "
+                        "allow_missing=True (--allow-missing).")
     if len(full) == 1:
-        raise BankError(f"{folder} has pictures of one class only, '{full[0]}'; a classifier needs two: {LAYOUT}.")
+        raise BankError(f"{folder} has pictures of one class only, '{full[0]}'; a classifier needs "
+                        f"two: {LAYOUT}.")
     return full
 
 
@@ -119,19 +135,21 @@ def _part(folder: Path, classes: list[str]) -> list[Item]:
     here = [name if name in found else forms.get(composed(name), name) for name in classes]
     unknown = [name for name in found if name not in here and pictures(folder / name)]
     if unknown:
-        raise BankError(f"{folder} has pictures of {_few(unknown)}, which train has none of; every class needs training "
-                        "pictures.")
+        raise BankError(f"{folder} has pictures of {_few(unknown)}, which train has none of; every "
+                        "class needs training pictures.")
     items = folder_items(folder, here)
     if not items:
-        raise BankError(f"{folder} has class folders but no pictures; add some ({', '.join(SUFFIXES)}) or remove it.")
+        raise BankError(f"{folder} has class folders but no pictures; add some "
+                        f"({', '.join(SUFFIXES)}) or remove it.")
     return items
 
 
 def _by_rule(items: list[Item], classes: list[str], seed: int) -> dict[str, list[Item]]:
     label, fewest = min(Counter(label for _, label in items).items(), key=lambda pair: pair[1])
     if fewest < 4:
-        raise BankError(f"Class '{classes[label]}' has {fewest} pictures, and at least 4 are needed for some to train, to "
-                        "validate and to test with; add some or make folders train and test yourself.")
+        raise BankError(f"Class '{classes[label]}' has {fewest} pictures, and at least 4 are "
+                        "needed for some to train, to validate and to test with; add some or make "
+                        "folders train and test yourself.")
     return split_by_hash(items, seed=seed)
 
 
@@ -141,24 +159,30 @@ def _names(classes: list[str], root: Path) -> tuple[str, ...]:
     if path.is_file():
         try:
             given = json.loads(path.read_bytes())  # any UTF, with a mark or without
-        except UnicodeDecodeError as error:  # a guess among the old code pages would be wrong without a word
-            raise BankError(f"{path} is text of an old Windows or Mac code page ({one_line(error)}); save it again as "
-                            "UTF-8.") from error
+        # a guess among the old code pages would be wrong without a word
+        except UnicodeDecodeError as error:
+            raise BankError(f"{path} is text of an old Windows or Mac code page "
+                            f"({one_line(error)}); save it again as UTF-8.") from error
         except ValueError as error:
-            raise BankError(f"{path} is not JSON ({one_line(error)}); write {{\"folder\": \"class name\", …}}.") from error
-        if not isinstance(given, dict) or not all(isinstance(name, str) and name.strip() for name in given.values()):
+            raise BankError(f"{path} is not JSON ({one_line(error)}); write {{\"folder\": \"class "
+                            f"name\", …}}.") from error
+        if not isinstance(given, dict) or not all(isinstance(name, str) and name.strip()
+                                                  for name in given.values()):
             raise BankError(f"{path} must hold {{\"folder\": \"class name\", …}}.")
-        folders = {composed(folder): folder for folder in classes}  # a Mac's accents are characters of their own
+        # a Mac's accents are characters of their own
+        folders = {composed(folder): folder for folder in classes}
         given = {folders.get(composed(folder), folder): name for folder, name in given.items()}
         if unknown := sorted(set(given) - set(classes)):
-            raise BankError(f"{path} names {_few(unknown)}, which is no class folder with pictures; the folders are "
-                            f"{_few(classes)}.")
+            raise BankError(f"{path} names {_few(unknown)}, which is no class folder with "
+                            f"pictures; the folders are {_few(classes)}.")
         names |= {folder: name.strip() for folder, name in given.items()}
     twice = [name for name, many in Counter(names.values()).items() if many > 1]
     if twice:
-        raise BankError(f"{root}: two classes are called '{twice[0]}'; give them different names in classes.json.")
+        raise BankError(f"{root}: two classes are called '{twice[0]}'; give them different names "
+                        "in classes.json.")
     return tuple(names[name] for name in classes)
 
 
 def _few(names: list[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return ", ".join(f"'{name}'" for name in names[:5]) + (f" and {len(names) - 5} "
+                                                           "more" if len(names) > 5 else "")

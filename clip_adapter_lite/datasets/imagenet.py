@@ -1,4 +1,6 @@
-"""ImageNet's folders and the four test sets for shift, named by WordNet id (or by class index: ImageNetV2)."""
+"""ImageNet's folders and the four test sets for shift, named by WordNet id (or by class index:
+ImageNetV2).
+"""
 from pathlib import Path
 
 from ..errors import BankError, one_line
@@ -15,17 +17,21 @@ def class_ids() -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def imagenet(name: str, folder: Path, seed: int):
-    """Train and val folders: val is the test split, as everywhere; validation is a seeded part of train."""
+    """Train and val folders: val is the test split, as everywhere; validation is a seeded part of
+    train.
+    """
     ids, names = class_ids()
     train, val = hold_out(_items(folder / "train", ids), seed, most=FOR_VALIDATION)
     return names, {"train": train, "val": val, "test": _items(folder / "val", ids)}, (
-        f"official val as test, {FOR_VALIDATION} training pictures a class for validation by hash, seed {seed}"), False
+        f"official val as test, {FOR_VALIDATION} training pictures a class for validation by hash, "
+        f"seed {seed}"), False
 
 
 def variant(name: str, folder: Path, seed: int):
     """ImageNetV2, -Sketch, -A and -R: test pictures only; -A and -R have 200 of the classes."""
     ids, names = class_ids()
-    found = [str(i) if (folder / str(i)).is_dir() else wnid for i, wnid in enumerate(ids)]  # V2: 0 … 999, once ids
+    # V2: 0 … 999, once ids
+    found = [str(i) if (folder / str(i)).is_dir() else wnid for i, wnid in enumerate(ids)]
     there = [i for i, folder_name in enumerate(found) if (folder / folder_name).is_dir()]
     if name in ("imagenetv2", "imagenet_sketch"):
         there = range(len(ids))
@@ -46,9 +52,11 @@ def unpack_archives(root: Path) -> None:
         for part in ("val", "train"):
             torchvision.datasets.ImageNet(root / "imagenet", split=part)
     except (RuntimeError, OSError) as error:
-        raise BankError(f"ImageNet's archives in {root / 'imagenet'} could not be unpacked ({one_line(error)}); register at "
-                        "image-net.org and put ILSVRC2012_devkit_t12.tar.gz, ILSVRC2012_img_train.tar and "
+        raise BankError(f"ImageNet's archives in {root / 'imagenet'} could not be unpacked "
+                        f"({one_line(error)}); register at image-net.org and put "
+                        "ILSVRC2012_devkit_t12.tar.gz, ILSVRC2012_img_train.tar and "
                         "ILSVRC2012_img_val.tar there.") from error
 
 
-READERS = {"imagenet": imagenet} | dict.fromkeys(("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"), variant)
+READERS = {"imagenet": imagenet} | dict.fromkeys(("imagenetv2", "imagenet_sketch", "imagenet_a",
+                                                  "imagenet_r"), variant)

@@ -13,7 +13,9 @@ from .runs import COLUMNS, Results, execute, plan, read_rows, tidy
 
 
 def pending(banks, methods, shots, seeds, out: str | Path | None = None, *, allow_fewer: bool = False):
-    """A table of the runs to be done, by bank and method; `out` is a CSV whose finished rows are not counted."""
+    """A table of the runs to be done, by bank and method; `out` is a CSV whose finished rows are
+    not counted.
+    """
     from rich.table import Table
     runs = plan(banks, methods, shots, seeds, allow_fewer=allow_fewer)
     done = set(read_rows(Path(out))) if out and Path(out).exists() else set()
@@ -21,24 +23,30 @@ def pending(banks, methods, shots, seeds, out: str | Path | None = None, *, allo
     labels = list(dict.fromkeys(run.method.label for run in runs))
     table = Table("bank", *labels, title=f"{len(left)} of {len(runs)} runs to do", title_justify="left")
     for bank in dict.fromkeys(run.bank for run in runs):
-        counts = [sum(run.bank is bank and run.method.label == label for run in left) for label in labels]
+        counts = [sum(run.bank is bank and run.method.label == label for run in left)
+                  for label in labels]
         table.add_row(bank.dataset, *map(str, counts))
     return table
 
 
 def compare(banks: Iterable[FeatureBank],
             methods: Iterable[str | Method] = ("zero-shot", "linear-probe", "coop", "clip-adapter"),
-            shots: Iterable[int] = (1, 2, 4, 8, 16), seeds: Iterable[int] = (1, 2, 3), *, out: str | Path | None = None,
-            resume: bool = False, jobs: int = 1, engine: str = "joblib", address: str | None = None,
-            progress: bool = False, allow_fewer: bool = False):
-    """Fit every method on every bank with every number of shots and seed; a DataFrame with one row per run.
+            shots: Iterable[int] = (1, 2, 4, 8, 16), seeds: Iterable[int] = (1, 2, 3), *,
+            out: str | Path | None = None, resume: bool = False, jobs: int = 1,
+            engine: str = "joblib", address: str | None = None, progress: bool = False,
+            allow_fewer: bool = False):
+    """Fit every method on every bank with every number of shots and seed; a DataFrame with one row
+    per run.
 
-    methods: labels (a name, with settings as tables show them) or `Method` objects. Of banks, methods, shots and seeds, one
-    alone need not be in a list. accuracy is on the whole test split, in
-    [0, 1]; whatever a method selects, it selects on validation. out: a CSV that rows are appended to as they finish;
+    methods: labels (a name, with settings as tables show them) or `Method` objects. Of banks,
+    methods, shots and seeds, one alone need not be in a list. accuracy is on the whole test split,
+    in [0, 1]; whatever a method selects, it selects on validation. out: a CSV that rows are
+    appended to as they finish;
     resume: skip the runs it already has.
-    jobs: processes, -1 for one a core; engine: "joblib", or "ray" on this machine or the cluster at `address`.
-    Raises BankError, before any work, if a bank cannot give that many shots; allow_fewer: take what a class has instead.
+    jobs: processes, -1 for one a core; engine: "joblib", or "ray" on this machine or the cluster at
+        `address`.
+    Raises BankError, before any work, if a bank cannot give that many shots; allow_fewer: take what
+    a class has instead.
     """
     import pandas
     runs = plan(banks, methods, shots, seeds, allow_fewer=allow_fewer)
@@ -49,9 +57,11 @@ def compare(banks: Iterable[FeatureBank],
 
 
 def summarise(table):
-    """Mean and standard deviation (n - 1) of accuracy over seeds, by dataset, backbone, method and shots.
+    """Mean and standard deviation (n - 1) of accuracy over seeds, by dataset, backbone, method and
+    shots.
 
-    Raises ValueError for a table without runs, without the columns, or with an accuracy that is no number.
+    Raises ValueError for a table without runs, without the columns, or with an accuracy that is no
+    number.
     """
     need_runs(table, ["dataset", "backbone", "method", "shots", "accuracy"], finite="accuracy")
     groups = table.groupby(["dataset", "backbone", "method", "shots"], sort=False)["accuracy"]

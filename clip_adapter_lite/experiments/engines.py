@@ -1,6 +1,8 @@
-"""Where runs are carried out: in processes of this machine (joblib), or on Ray for studies that outgrow it.
+"""Where runs are carried out: in processes of this machine (joblib), or on Ray for studies that
+outgrow it.
 
-An engine takes runs (callables without arguments, with a `bank`) and yields what each returns, as they finish.
+An engine takes runs (callables without arguments, with a `bank`) and yields what each returns, as
+they finish.
 """
 import os
 import warnings
@@ -14,13 +16,17 @@ GPU_SHARE = 0.125  # of a GPU for a run on a cluster that has some: a fit leaves
 
 
 def check_engine(engine: str, jobs: int, address: str | None) -> None:
-    """Raise ValueError or ModuleNotFoundError, before any work, if runs could not be carried out that way."""
+    """Raise ValueError or ModuleNotFoundError, before any work, if runs could not be carried out
+    that way.
+    """
     if engine not in ENGINES:
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}; got {engine!r}.")
     if jobs == 0 or jobs < -1:
-        raise ValueError(f"jobs must be a number of processes from 1, or -1 for one a core; got {jobs}.")
+        raise ValueError("jobs must be a number of processes from 1, or -1 for one a core; got "
+                         f"{jobs}.")
     if address and engine != "ray":
-        raise ValueError("An address is that of a Ray cluster; give engine='ray' (--engine ray) with it.")
+        raise ValueError("An address is that of a Ray cluster; give engine='ray' (--engine ray) "
+                         "with it.")
     if engine == "ray":
         try:
             import ray  # noqa: F401
@@ -29,11 +35,14 @@ def check_engine(engine: str, jobs: int, address: str | None) -> None:
                                       "'clip-adapter-lite[ray]', or use engine='joblib'.") from None
 
 
-def finished(runs: Sequence, *, jobs: int = 1, engine: str = "joblib", address: str | None = None) -> Iterator:
-    """What `run()` returns for every run, in the order of finishing. One thread a run: many small ones wait for none.
+def finished(runs: Sequence, *, jobs: int = 1, engine: str = "joblib",
+             address: str | None = None) -> Iterator:
+    """What `run()` returns for every run, in the order of finishing. One thread a run: many small
+    ones wait for none.
 
-    jobs: processes, -1 for one a core (of the cluster, if there is an address), or for one in all where a run computes on
-    this machine's GPU: each process would pay for CUDA's start again, and they would wait for the one card.
+    jobs: processes, -1 for one a core (of the cluster, if there is an address), or for one in all
+    where a run computes on this machine's GPU: each process would pay for CUDA's start again, and
+    they would wait for the one card.
     """
     if engine == "ray":
         return _on_ray(runs, jobs, address)
@@ -44,24 +53,30 @@ def finished(runs: Sequence, *, jobs: int = 1, engine: str = "joblib", address: 
 def _on_joblib(runs: Sequence, jobs: int) -> Iterator:
     from joblib import Parallel, delayed
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "A worker stopped", UserWarning)  # loky renews workers that loaded a backbone
+        # loky renews workers that loaded a backbone
+        warnings.filterwarnings("ignore", "A worker stopped", UserWarning)
         work = Parallel(n_jobs=jobs, return_as="generator_unordered", pre_dispatch="2*n_jobs")
         yield from work(delayed(run)() for run in runs)
 
 
 def _on_ray(runs: Sequence, jobs: int, address: str | None) -> Iterator:
-    """Banks go to Ray's object store once; a few runs a core are under way at a time, so that a kill loses little."""
+    """Banks go to Ray's object store once; a few runs a core are under way at a time, so that a
+    kill loses little.
+    """
     import ray
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a study on somebody's pictures reports to nobody
+    # a study on somebody's pictures reports to nobody
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ours = not ray.is_initialized()
     if ours:
-        ray.init(address=address, num_cpus=jobs if jobs > 0 and not address else None, include_dashboard=False,
-                 log_to_driver=False, logging_level="error")
+        ray.init(address=address, num_cpus=jobs if jobs > 0 and not address else None,
+                 include_dashboard=False, log_to_driver=False, logging_level="error")
     try:
-        banks = {id(run.bank): ray.put(run.bank) for run in {id(run.bank): run for run in runs}.values()}
+        banks = {id(run.bank): ray.put(run.bank)
+                 for run in {id(run.bank): run for run in runs}.values()}
         there = ray.cluster_resources()
         gpus = there.get("GPU", 0)  # Ray hides them from tasks that ask for none
-        task = ray.remote(num_gpus=GPU_SHARE if gpus else 0)(lambda run, bank: replace(run, bank=bank)())
+        task = ray.remote(num_gpus=GPU_SHARE if gpus
+                          else 0)(lambda run, bank: replace(run, bank=bank)())
         room = 2 * (jobs if jobs > 0 else max(1, int(gpus / GPU_SHARE or there.get("CPU", 1))))
         waiting, under_way = iter(runs), []
         while True:

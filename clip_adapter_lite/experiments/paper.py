@@ -17,12 +17,15 @@ def paper() -> dict:
 def settings() -> dict[str, tuple[str, int, int]]:
     """The paper's datasets and shifts: title, classes and test images, from the table of datasets."""
     entries = {name: (TABLE[name], TABLE[name]["title"]) for name in paper()["datasets"]}
-    entries |= {f"imagenet-to-{name}": (TABLE[name], f"ImageNet → {TABLE[name]['title']}") for name in paper()["shifts"]}
-    return {name: (title, facts["classes"], facts["splits"]["test"]) for name, (facts, title) in entries.items()}
+    entries |= {f"imagenet-to-{name}": (TABLE[name], f"ImageNet → {TABLE[name]['title']}")
+                for name in paper()["shifts"]}
+    return {name: (title, facts["classes"], facts["splits"]["test"]) for name,
+            (facts, title) in entries.items()}
 
 
 def paper_numbers(backbone: str) -> dict[tuple[str, str, int], tuple[float, str, str]]:
-    """(dataset, method, shots) → (accuracy in %, backbone, source): this backbone's number, or else RN50's.
+    """(dataset, method, shots) → (accuracy in %, backbone, source): this backbone's number, or else
+    RN50's.
 
     Zero-shot has 0 shots. Of two published numbers the author's counts.
     """
@@ -31,12 +34,15 @@ def paper_numbers(backbone: str) -> dict[tuple[str, str, int], tuple[float, str,
         if series["backbone"] in (backbone, paper()["backbone"]):
             for shots, accuracy in series["accuracy"].items():
                 key = (series["dataset"], series["method"], int(shots))
-                found.setdefault(key, (accuracy, series["backbone"], paper()["sources"][series["source"]]))
+                found.setdefault(key, (accuracy, series["backbone"],
+                                       paper()["sources"][series["source"]]))
     return found
 
 
 def paper_averages() -> dict[tuple[str, int], tuple[float, str]]:
-    """(method, shots) → (mean over the eleven datasets in %, source), of RN50: derived, as the sources say."""
+    """(method, shots) → (mean over the eleven datasets in %, source), of RN50: derived, as the
+    sources say.
+    """
     numbers, sources, found = paper_numbers(paper()["backbone"]), paper()["sources"], {}
     for series in paper()["averages"]:  # of single numbers that are not in the file
         for shots, accuracy in series["accuracy"].items():

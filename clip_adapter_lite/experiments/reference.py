@@ -1,4 +1,6 @@
-"""The committed reference results (`making/reference.py` computes them), and some of them computed again."""
+"""The committed reference results (`making/reference.py` computes them), and some of them computed
+again.
+"""
 import json
 
 from ..banks import FeatureBank
@@ -8,15 +10,17 @@ from .runs import Run, execute, tidy
 
 RESULTS = BUNDLED / "reference.csv"
 MEASURED = {method.label: method for method in (
-    ZeroShot(), LinearProbe(), CoOp(), CLIPAdapter(), CLIPAdapter(branch="text"), CLIPAdapter(branch="both"),
+    ZeroShot(), LinearProbe(), CoOp(), CLIPAdapter(), CLIPAdapter(branch="text"),
+    CLIPAdapter(branch="both"),
     CLIPAdapter(alpha=0.2), CLIPAdapter(alpha="learned"), TipAdapter(), TipAdapter(finetune=True))}
 
 
 def reference():
-    """The committed reference results, a DataFrame as `compare` returns it; `.attrs` says what they were computed from.
+    """The committed reference results, a DataFrame as `compare` returns it; `.attrs` says what they
+    were computed from.
 
-    Precomputed on two cores with the pocket CLIP's features: say so beside every figure. gtsrb has no 8 or 16
-    shots and grocery no 16. 10 seeds where a fit takes under a second, else 3.
+    Precomputed on two cores with the pocket CLIP's features: say so beside every figure. gtsrb has
+    no 8 or 16 shots and grocery no 16. 10 seeds where a fit takes under a second, else 3.
     """
     import pandas
     table = tidy(pandas.read_csv(RESULTS))
@@ -25,10 +29,13 @@ def reference():
 
 
 def recompute(rows, jobs: int = -1):
-    """Run some rows of `reference()` again; they come back with a column `recomputed`, the accuracy found now.
+    """Run some rows of `reference()` again; they come back with a column `recomputed`, the accuracy
+    found now.
 
-    On the machine type and versions of the reference the two are equal; others may differ by a few test images.
+    On the machine type and versions of the reference the two are equal; others may differ by a few
+    test images.
     """
     banks = {name: FeatureBank.load(name) for name in rows["dataset"].unique()}
-    runs = [Run(banks[row.dataset], MEASURED[row.method], row.shots, row.seed) for row in rows.itertuples()]
+    runs = [Run(banks[row.dataset], MEASURED[row.method], row.shots, row.seed)
+            for row in rows.itertuples()]
     return rows.assign(recomputed=[row["accuracy"] for row in execute(runs, jobs=jobs)])

@@ -1,7 +1,7 @@
 """The paper's numbers beside ours: one protocol over whatever banks there are, and one table of both.
 
-Theirs are data (`paper.py`); ours come from `compare`'s engine. Nothing is filled in: what has no bank or no run is
-"not measured". The page is written by `report.py`.
+Theirs are data (`paper.py`); ours come from `compare`'s engine. Nothing is filled in: what has no
+bank or no run is "not measured". The page is written by `report.py`.
 """
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -29,24 +29,29 @@ def banks_in(folder: str | Path) -> list[FeatureBank]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder {folder}; give the one that holds the banks (*.safetensors).")
+        raise FileNotFoundError(f"There is no folder {folder}; give the one that holds the banks "
+                                "(*.safetensors).")
     return [FeatureBank.load(path) for path in sorted(folder.glob("*.safetensors"))]
 
 
 def reproduce(banks: Iterable[FeatureBank], backbone: str = "RN50-quickgelu", *,
-              methods: Sequence[str | Method] = ("zero-shot", "clip-adapter"), shots: Sequence[int] = (1, 2, 4, 8, 16),
-              seeds: Sequence[int] = (1, 2, 3), out: str | Path = "results/reproduce", resume: bool = False, jobs: int = 1,
+              methods: Sequence[str | Method] = ("zero-shot", "clip-adapter"),
+              shots: Sequence[int] = (1, 2, 4, 8, 16), seeds: Sequence[int] = (1, 2, 3),
+              out: str | Path = "results/reproduce", resume: bool = False, jobs: int = 1,
               engine: str = "joblib", address: str | None = None, progress: bool = False):
-    """Run the protocol over the backbone's banks and set the result beside the paper's numbers: a DataFrame of both.
+    """Run the protocol over the backbone's banks and set the result beside the paper's numbers: a
+    DataFrame of both.
 
-    A row per number: dataset, backbone, method, shots (0 for zero-shot, which is run once), paper (accuracy in %),
-    paper_backbone, source, ours (mean in %), std (over seeds), seeds, difference (ours - paper, in points; only where
-    features and classes are the paper's), remarks. With banks of ImageNet and of its V2 or Sketch, their shift too.
+    A row per number: dataset, backbone, method, shots (0 for zero-shot, which is run once), paper
+    (accuracy in %), paper_backbone, source, ours (mean in %), std (over seeds), seeds, difference
+    (ours - paper, in points; only where features and classes are the paper's), remarks. With banks
+    of ImageNet and of its V2 or Sketch, their shift too.
 
-    out: a folder that gets reproduce.md, reproduce.csv and the engine's runs.csv and runs.json, to which resume=True adds.
+    out: a folder that gets reproduce.md, reproduce.csv and the engine's runs.csv and runs.json, to
+        which resume=True adds.
     jobs, engine, address: as for `compare`.
-    Raises ValueError or BankError, before any work, for what cannot be run; a bank that lacks images of a class, or
-    validation images, is not run, and its remarks say so.
+    Raises ValueError or BankError, before any work, for what cannot be run; a bank that lacks
+    images of a class, or validation images, is not run, and its remarks say so.
     """
     import pandas
     check_engine(engine, jobs, address)
@@ -54,7 +59,8 @@ def reproduce(banks: Iterable[FeatureBank], backbone: str = "RN50-quickgelu", *,
     unfit = {bank.dataset: why for bank in banks if (why := _unfit_reason(bank))}
     fit = [bank for bank in banks if bank.dataset not in unfit]
     methods = [method_named(method) if isinstance(method, str) else method for method in methods]
-    zero = [method for method in methods if isinstance(method, ZeroShot)]  # sees no shots and has no chance in it
+    # sees no shots and has no chance in it
+    zero = [method for method in methods if isinstance(method, ZeroShot)]
     others = [method for method in methods if method not in zero]
     shifts = _shifts(fit, banks, unfit)
     runs = []
@@ -84,7 +90,8 @@ def _unfit_reason(bank: FeatureBank) -> str:
     return next((f"no {name} images" for name in ("val", "test") if not len(bank.splits[name])), "")
 
 
-def _shifts(fit: Sequence[FeatureBank], banks: Sequence[FeatureBank], unfit: dict[str, str]) -> list[FeatureBank]:
+def _shifts(fit: Sequence[FeatureBank], banks: Sequence[FeatureBank],
+            unfit: dict[str, str]) -> list[FeatureBank]:
     """ImageNet fitted and a variant judged; a reason why not goes into `unfit`."""
     of, made = {bank.dataset: bank for bank in banks}, []
     for target in paper()["shifts"]:
@@ -97,13 +104,16 @@ def _shifts(fit: Sequence[FeatureBank], banks: Sequence[FeatureBank], unfit: dic
     return made
 
 
-# ── theirs beside ours ────────────────────────────────────────────────────────────────────────────────────────────
+# ── theirs beside ours ────────────────────────────────────────────────────────────────────────────
 
 
 def beside(runs, banks: Sequence[FeatureBank], backbone: str, unfit: Mapping[str, str] | None = None):
-    """The table of `reproduce`, from finished runs as `compare` returns them. unfit: why a bank was not run, by dataset."""
+    """The table of `reproduce`, from finished runs as `compare` returns them. unfit: why a bank was
+    not run, by dataset.
+    """
     import pandas
-    of, theirs, ours = {bank.dataset: bank for bank in banks}, paper_numbers(backbone), _ours(runs, banks, backbone)
+    of, theirs, ours = {bank.dataset: bank for bank
+                        in banks}, paper_numbers(backbone), _ours(runs, banks, backbone)
     reasons = {**dict.fromkeys(of, "no run"), **(unfit or {})}
     rows = {}
     for dataset, method, shots in {**theirs, **ours}:
@@ -113,8 +123,9 @@ def beside(runs, banks: Sequence[FeatureBank], backbone: str, unfit: Mapping[str
             remarks, same = _remarks(of[dataset], shots, its_backbone)
         else:
             remarks, same = [f"not measured: {reasons.get(dataset, 'no bank')}"], False
-        rows[dataset, method, shots] = {"paper": accuracy, "paper_backbone": its_backbone, "source": source, "ours": mean,
-                                        "std": std, "seeds": seeds, "difference": _difference(mean, accuracy, same),
+        rows[dataset, method, shots] = {"paper": accuracy, "paper_backbone": its_backbone,
+                                        "source": source, "ours": mean, "std": std, "seeds": seeds,
+                                        "difference": _difference(mean, accuracy, same),
                                         "remarks": "; ".join(remarks), "same": same}
     for method, shots in [*dict.fromkeys(key[1:] for key in rows), *paper_averages()]:
         if average := _average(rows, method, shots):
@@ -122,17 +133,23 @@ def beside(runs, banks: Sequence[FeatureBank], backbone: str, unfit: Mapping[str
     datasets = [*paper()["datasets"], AVERAGE, *settings(), *of]
     methods = list(dict.fromkeys(["zero-shot", "clip-adapter", *(method for _, method, _ in rows)]))
     order = sorted(rows, key=lambda key: (methods.index(key[1]), datasets.index(key[0]), key[2]))
-    table = pandas.DataFrame([{"dataset": dataset, "backbone": backbone, "method": method, "shots": shots,
-                               **rows[dataset, method, shots]} for dataset, method, shots in order])
+    table = pandas.DataFrame([{"dataset": dataset, "backbone": backbone, "method": method,
+                               "shots": shots, **rows[dataset, method, shots]} for dataset, method,
+                              shots in order])
     return table.drop(columns="same").astype(dict.fromkeys(("paper", "ours", "std", "difference"), float))
 
 
-def _ours(runs, banks: Sequence[FeatureBank], backbone: str) -> dict[tuple[str, str, int], tuple[float, float, int]]:
-    """(dataset, method, shots) → (mean in %, standard deviation in points, seeds) of the runs on these banks."""
+def _ours(runs, banks: Sequence[FeatureBank],
+          backbone: str) -> dict[tuple[str, str, int], tuple[float, float, int]]:
+    """(dataset, method, shots) → (mean in %, standard deviation in points, seeds) of the runs on
+    these banks.
+    """
     here = runs[runs.dataset.isin([bank.dataset for bank in banks]) & (runs.backbone == backbone)]
     here = here.assign(shots=here.shots.where(~here.method.str.startswith(ZeroShot.name), 0))
-    return {(line.dataset, line.method, int(line.shots)): (round(100 * line.mean, 2), round(100 * line.std, 2), line.count)
-            for line in (summarise(here).itertuples() if len(here) else ())}  # there may be no bank of this backbone
+    return {(line.dataset, line.method,
+             int(line.shots)): (round(100 * line.mean, 2), round(100 * line.std, 2), line.count)
+            # there may be no bank of this backbone
+            for line in (summarise(here).itertuples() if len(here) else ())}
 
 
 def _difference(ours: float | None, theirs: float | None, same: bool) -> float | None:
@@ -140,7 +157,9 @@ def _difference(ours: float | None, theirs: float | None, same: bool) -> float |
 
 
 def _remarks(bank: FeatureBank, shots: int, its_backbone: str | None) -> tuple[list[str], bool]:
-    """What is not as in the paper's setting; and whether features and classes are, so that a difference says something."""
+    """What is not as in the paper's setting; and whether features and classes are, so that a
+    difference says something.
+    """
     if bank.dataset not in settings():
         return ["not one of the paper's datasets"], False
     _, their_classes, their_images = settings()[bank.dataset]
@@ -166,14 +185,18 @@ def _remarks(bank: FeatureBank, shots: int, its_backbone: str | None) -> tuple[l
 
 
 def _average(rows: Mapping[tuple, dict], method: str, shots: int) -> dict | None:
-    """The mean over the paper's eleven datasets, theirs and ours, each only where all eleven are there."""
+    """The mean over the paper's eleven datasets, theirs and ours, each only where all eleven are
+    there.
+    """
     eleven = [rows.get((dataset, method, shots), {}) for dataset in paper()["datasets"]]
     theirs, source = paper_averages().get((method, shots), (None, None))
     measured = all(row.get("seeds") for row in eleven)
     if theirs is None and not measured:
         return None
     ours = round(fmean(row["ours"] for row in eleven), 2) if measured else None
-    return {"paper": theirs, "paper_backbone": paper()["backbone"] if theirs else None, "source": source, "ours": ours,
-            "std": None, "seeds": min(row["seeds"] for row in eleven) if measured else 0,
-            "difference": _difference(ours, theirs, measured and all(row["same"] for row in eleven)),
+    return {"paper": theirs, "paper_backbone": paper()["backbone"] if theirs else None,
+            "source": source, "ours": ours, "std": None,
+            "seeds": min(row["seeds"] for row in eleven) if measured else 0,
+            "difference": _difference(ours, theirs,
+                                      measured and all(row["same"] for row in eleven)),
             "remarks": "derived" if measured else "derived; not measured on all eleven", "same": False}

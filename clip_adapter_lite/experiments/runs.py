@@ -1,4 +1,6 @@
-"""Many runs, one row each: every bank × method × shots × seed, resumable, on the engine asked for (`engines.py`)."""
+"""Many runs, one row each: every bank × method × shots × seed, resumable, on the engine asked for
+(`engines.py`).
+"""
 import csv
 import json
 import os
@@ -15,14 +17,16 @@ from ..progress import bar
 from ..values import shown, whole_number
 from .engines import finished
 
-COLUMNS = ("dataset", "backbone", "method", "shots", "seed", "accuracy", "val_accuracy", "alpha", "steps", "seconds",
-           "parameters")
+COLUMNS = ("dataset", "backbone", "method", "shots", "seed", "accuracy", "val_accuracy", "alpha",
+           "steps", "seconds", "parameters")
 KEY = COLUMNS[:5]
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One fit to be done and judged. settings: a sweep's grid values, which become columns of its row."""
+    """One fit to be done and judged. settings: a sweep's grid values, which become columns of its
+    row.
+    """
     bank: FeatureBank
     method: Method
     shots: int
@@ -41,27 +45,35 @@ class Run:
             episode = self.bank.episode(self.shots, self.seed, allow_fewer=self.allow_fewer)
             fitted = self.method.fit(episode)
             accuracy = fitted.accuracy(episode.test)
-        row = dict(zip(KEY, self.key), accuracy=accuracy, val_accuracy=fitted.val_accuracy, alpha=fitted.alpha,
-                   steps=fitted.steps, seconds=round(fitted.seconds, 4), parameters=fitted.parameters)
+        row = dict(zip(KEY, self.key), accuracy=accuracy, val_accuracy=fitted.val_accuracy,
+                   alpha=fitted.alpha, steps=fitted.steps, seconds=round(fitted.seconds, 4),
+                   parameters=fitted.parameters)
         return self.key, row | self.shown, fitted.details
 
     @property
     def shown(self) -> dict:
-        """The settings as columns; a word such as "val" does not take the place of a number of COLUMNS."""
-        return {k: v for k, v in self.settings.items() if k not in COLUMNS or isinstance(v, (int, float))}
+        """The settings as columns; a word such as "val" does not take the place of a number of
+        COLUMNS.
+        """
+        return {k: v for k, v in self.settings.items() if k not in COLUMNS
+                or isinstance(v, (int, float))}
 
 
 def plan(banks: Iterable[FeatureBank], methods: Iterable[str | Method], shots: Iterable[int],
          seeds: Iterable[int], *, allow_fewer: bool = False) -> list[Run]:
-    """All runs of a study, checked before any work: methods known, nothing twice, every bank has the shots.
+    """All runs of a study, checked before any work: methods known, nothing twice, every bank has
+    the shots.
 
-    One bank, method, number of shots or seed is a list of one. Raises ValueError or BankError, naming what is wrong.
+    One bank, method, number of shots or seed is a list of one. Raises ValueError or BankError,
+    naming what is wrong.
     """
     methods = [method_named(m) if isinstance(m, str) else m for m in several(methods)]
     if wrong := [m for m in methods if not isinstance(m, Method)]:
-        raise ValueError(f"methods must be labels such as 'zero-shot' or methods such as ZeroShot(); got {shown(wrong[0])}.")
+        raise ValueError("methods must be labels such as 'zero-shot' or methods such as "
+                         f"ZeroShot(); got {shown(wrong[0])}.")
     banks, shots, seeds = cells(banks, shots, seeds)
-    return checked([Run(b, m, s, seed, allow_fewer) for b in banks for m in methods for s in shots for seed in seeds])
+    return checked([Run(b, m, s, seed, allow_fewer) for b in banks for m in methods for s in shots
+                    for seed in seeds])
 
 
 def several(given) -> list:
@@ -71,21 +83,28 @@ def several(given) -> list:
 
 
 def cells(banks, shots, seeds) -> tuple[list[FeatureBank], list[int], list[int]]:
-    """Banks, shots and seeds of a study as lists. Raises BankError for what is no bank and no whole number."""
+    """Banks, shots and seeds of a study as lists. Raises BankError for what is no bank and no whole
+    number.
+    """
     banks = several(banks)
     if wrong := [bank for bank in banks if not isinstance(bank, FeatureBank)]:
-        raise BankError(f"banks must be feature banks; got {shown(wrong[0])}, so give FeatureBank.load(name).")
-    return banks, [whole_number(s, "shots") for s in several(shots)], [whole_number(s, "seeds") for s in several(seeds)]
+        raise BankError(f"banks must be feature banks; got {shown(wrong[0])}, so give "
+                        "FeatureBank.load(name).")
+    return banks, [whole_number(s, "shots") for s in several(shots)], [whole_number(s, "seeds")
+                                                                       for s in several(seeds)]
 
 
 def checked(runs: list[Run]) -> list[Run]:
-    """The runs themselves, unless there are none, one is there twice, or a bank has too few shots for one."""
+    """The runs themselves, unless there are none, one is there twice, or a bank has too few shots
+    for one.
+    """
     if not runs:
         raise ValueError("Nothing to run: give at least one bank, method, number of shots and seed.")
     seen = set()
     for run in runs:
         if run.key in seen:
-            raise ValueError(f"The run {run.key} is asked for twice; name each bank, method, shots and seed once.")
+            raise ValueError(f"The run {run.key} is asked for twice; name each bank, method, shots "
+                             "and seed once.")
         seen.add(run.key)
     for run in runs:
         if not run.allow_fewer or run.shots < 1:
@@ -94,11 +113,13 @@ def checked(runs: list[Run]) -> list[Run]:
 
 
 def read_rows(path: Path, columns: Sequence[str] = COLUMNS) -> dict[tuple, dict]:
-    """The finished rows of a results CSV by key; a last line that was cut off in the writing is dropped."""
+    """The finished rows of a results CSV by key; a last line that was cut off in the writing is
+    dropped.
+    """
     text = path.read_text(encoding="utf-8")
     if text.split("\n", 1)[0].strip() != ",".join(columns):
-        raise ValueError(f"{path} is not a file of results, whose first line is {','.join(columns)}; give another "
-                         "--out.")
+        raise ValueError(f"{path} is not a file of results, whose first line is "
+                         f"{','.join(columns)}; give another --out.")
     rows = {}
     for row in csv.DictReader(text[:text.rfind("\n") + 1].splitlines()):
         row["shots"], row["seed"] = int(row["shots"]), int(row["seed"])
@@ -115,17 +136,20 @@ def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping]) -> N
 
 
 class Results:
-    """The CSV of a study: rows are appended as runs finish; a JSON beside it says what they were computed from.
+    """The CSV of a study: rows are appended as runs finish; a JSON beside it says what they were
+    computed from.
 
-    Opening an existing file with resume=True keeps its finished rows (a half-written last line is dropped) and raises
-    ValueError if it belongs to other banks or settings; without, the old file is kept as NAME.previous.csv.
+    Opening an existing file with resume=True keeps its finished rows (a half-written last line is
+    dropped) and raises ValueError if it belongs to other banks or settings; without, the old file
+    is kept as NAME.previous.csv.
     """
 
     def __init__(self, path: Path, runs: Sequence[Run], resume: bool, columns: Sequence[str] = COLUMNS):
         path = path.expanduser()
-        if path.is_dir() or path.suffix.lower() in (".json", ".png"):  # the table's companions have these names
-            raise ValueError(f"{path} cannot be the results' table, beside which a .json and a .png are written; give a "
-                             f"file such as {path.with_suffix('.csv')}.")
+        # the table's companions have these names
+        if path.is_dir() or path.suffix.lower() in (".json", ".png"):
+            raise ValueError(f"{path} cannot be the results' table, beside which a .json and a "
+                             f".png are written; give a file such as {path.with_suffix('.csv')}.")
         self.path, self.about_path, self.columns = path, path.with_suffix(".json"), tuple(columns)
         self.about = {
             "banks": {f"{r.bank.dataset} ({r.bank.backbone})": r.bank.hash for r in runs},
@@ -146,8 +170,9 @@ class Results:
         for what in ("banks", "methods"):
             for name, value in self.about[what].items():
                 if before.get(what, {}).get(name, value) != value:
-                    raise ValueError(f"{self.path} was computed with another '{name}' than today's, so its rows cannot "
-                                     "be mixed with new ones; leave out --resume, or give another --out.")
+                    raise ValueError(f"{self.path} was computed with another '{name}' than "
+                                     "today's, so its rows cannot be mixed with new ones; leave "
+                                     "out --resume, or give another --out.")
             self.about[what] = before.get(what, {}) | self.about[what]
         self.about["details"] = before.get("details", {})
         self.rows = read_rows(self.path, self.columns)
@@ -155,7 +180,8 @@ class Results:
     def add(self, key: tuple, row: dict, details: dict) -> None:
         """Append a finished run; on disk when this returns."""
         self.rows[key] = row
-        self.about["details"][" / ".join(map(str, key))] = {k: v for k, v in details.items() if k != "scores"}
+        self.about["details"][" / ".join(map(str, key))] = {k: v
+                                                            for k, v in details.items() if k != "scores"}
         with self.path.open("a", encoding="utf-8", newline="") as file:
             csv.DictWriter(file, self.columns).writerow(row)
             file.flush()
@@ -173,7 +199,8 @@ class Results:
             partial.write_text(json.dumps(self.about, indent=1, sort_keys=True), encoding="utf-8")
 
 
-def execute(runs: Sequence[Run], results: Results | None = None, *, progress: bool = False, **engine) -> list[dict]:
+def execute(runs: Sequence[Run], results: Results | None = None, *, progress: bool = False,
+            **engine) -> list[dict]:
     """Rows of all runs, in their order; those that `results` already has are not run again.
 
     engine: jobs, engine and address of `engines.finished`. Rows are the same for any of them.
@@ -190,11 +217,14 @@ def execute(runs: Sequence[Run], results: Results | None = None, *, progress: bo
             display.update(task, advance=1, description=f"{key[0]} · shots {key[3]}")
     if results:
         results.finish(runs)
-    return [rows[run.key] | run.shown for run in runs]  # a row that was read back from a file holds text
+    # a row that was read back from a file holds text
+    return [rows[run.key] | run.shown for run in runs]
 
 
 def tidy(table):
-    """The table with number columns as numbers (a resumed CSV row holds text, and "" where there is no value)."""
+    """The table with number columns as numbers (a resumed CSV row holds text, and "" where there is
+    no value).
+    """
     import pandas
     for column in COLUMNS[3:]:
         table[column] = pandas.to_numeric(table[column].replace("", None))

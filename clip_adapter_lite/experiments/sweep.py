@@ -1,4 +1,6 @@
-"""Sweeps: one method over a grid of its settings, on every bank, with every number of shots and seed."""
+"""Sweeps: one method over a grid of its settings, on every bank, with every number of shots and
+seed.
+"""
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
@@ -12,44 +14,57 @@ from .engines import check_engine
 from .runs import COLUMNS, Results, Run, cells, checked, execute, several, tidy
 
 
-def plan_sweep(banks: Iterable[FeatureBank], base: str | Method, grid: Mapping[str, Sequence], shots: Iterable[int],
-               seeds: Iterable[int], *, allow_fewer: bool = False) -> list[Run]:
-    """All runs of a sweep, checked before any work. Raises ValueError or BankError, naming what is wrong."""
+def plan_sweep(banks: Iterable[FeatureBank], base: str | Method, grid: Mapping[str, Sequence],
+               shots: Iterable[int], seeds: Iterable[int], *, allow_fewer: bool = False) -> list[Run]:
+    """All runs of a sweep, checked before any work. Raises ValueError or BankError, naming what is
+    wrong.
+    """
     base = method_named(base) if isinstance(base, str) else base
     if not isinstance(base, Method) or not isinstance(grid, Mapping):
-        raise ValueError("A sweep takes a method and a grid, such as CLIPAdapter() and {'alpha': [0, 0.2]}; got "
+        raise ValueError("A sweep takes a method and a grid, such as CLIPAdapter() and {'alpha': "
+                         "[0, 0.2]}; got "
                          f"{shown(base)} and {shown(grid)}.")
     banks, shots, seeds = cells(banks, shots, seeds)
-    points = [dict(zip(grid, values)) for values in product(*(map(plain, several(values)) for values in grid.values()))]
+    points = [dict(zip(grid, values)) for values
+              in product(*(map(plain, several(values)) for values in grid.values()))]
     return checked([Run(bank, _method_at(base, point), s, seed, allow_fewer, point)
                     for bank in banks for point in points for s in shots for seed in seeds])
 
 
 def _method_at(base: Method, point: Mapping) -> Method:
-    """The method at a point of the grid. A text adapter's ratio is β: it follows the grid's α unless it has values there."""
+    """The method at a point of the grid. A text adapter's ratio is β: it follows the grid's α
+    unless it has values there.
+    """
     method = with_settings(base, point)
-    if isinstance(method, CLIPAdapter) and method.branch != "visual" and "alpha" in point and "beta" not in point:
+    if isinstance(method,
+                  CLIPAdapter) and method.branch != "visual" and "alpha" in point and "beta" not in point:
         method = replace(method, beta=point["alpha"])
     return method
 
 
 def sweep_columns(grid: Iterable[str]) -> tuple[str, ...]:
-    """The columns of a sweep's table: those of `compare`, then the grid's settings that are not among them."""
+    """The columns of a sweep's table: those of `compare`, then the grid's settings that are not
+    among them.
+    """
     return COLUMNS + tuple(key for key in grid if key not in COLUMNS)
 
 
-def sweep(banks: Iterable[FeatureBank], base: str | Method = CLIPAdapter(), grid: Mapping[str, Sequence] | None = None,
-          shots: Iterable[int] = (16,), seeds: Iterable[int] = (1, 2, 3), *, jobs: int = -1, engine: str = "joblib",
-          address: str | None = None, out: str | Path | None = None, resume: bool = False, progress: bool = False,
-          allow_fewer: bool = False):
+def sweep(banks: Iterable[FeatureBank], base: str | Method = CLIPAdapter(),
+          grid: Mapping[str, Sequence] | None = None, shots: Iterable[int] = (16,),
+          seeds: Iterable[int] = (1, 2, 3), *, jobs: int = -1, engine: str = "joblib",
+          address: str | None = None, out: str | Path | None = None, resume: bool = False,
+          progress: bool = False, allow_fewer: bool = False):
     """Fit `base` with every combination of the grid's settings; a DataFrame with one row per run.
 
-    grid: setting → values, such as {"alpha": [0, 0.2, 1], "reduction": [1, 4], "branch": ["visual", "text"]}; by default
-    α from 0 to 1 in steps of a tenth. Columns are those of `compare` and one for each setting; `alpha` is the ratio that
-    was asked for, on whichever branch there is (a text adapter's β follows it, unless β is in the grid too).
-    jobs, engine, address, out, resume, allow_fewer: as in `compare`, and rows come in the same order whatever they are.
+    grid: setting → values, such as {"alpha": [0, 0.2, 1], "reduction": [1, 4], "branch": ["visual",
+    "text"]}; by default α from 0 to 1 in steps of a tenth. Columns are those of `compare` and one
+    for each setting; `alpha` is the ratio that was asked for, on whichever branch there is (a text
+    adapter's β follows it, unless β is in the grid too).
+    jobs, engine, address, out, resume, allow_fewer: as in `compare`, and rows come in the same
+        order whatever they are.
 
-    accuracy is on the test split: to choose a setting look at val_accuracy. Raises ValueError for an unknown setting.
+    accuracy is on the test split: to choose a setting look at val_accuracy. Raises ValueError for
+        an unknown setting.
     """
     import pandas
     grid = grid or {"alpha": [round(0.1 * i, 1) for i in range(11)]}
@@ -62,16 +77,20 @@ def sweep(banks: Iterable[FeatureBank], base: str | Method = CLIPAdapter(), grid
 
 
 def chosen_on_validation(table, grid: Iterable[str]):
-    """The setting of each dataset, backbone and number of shots with the highest mean validation accuracy over seeds.
+    """The setting of each dataset, backbone and number of shots with the highest mean validation
+    accuracy over seeds.
 
-    grid: the settings. Raises ValueError for a table without runs, or without the columns.
-    Of equals the first in the order of the table. One row each: the settings, val_accuracy, accuracy (means over seeds)
-    and best_accuracy, the highest mean test accuracy of any setting: how much choosing on test would flatter.
+    grid: the settings. Raises ValueError for a table without runs, or without the columns. Of
+    equals the first in the order of the table. One row each: the settings, val_accuracy, accuracy
+    (means over seeds)
+    and best_accuracy, the highest mean test accuracy of any setting: how much choosing on test
+        would flatter.
     """
     cell, grid = ["dataset", "backbone", "shots"], several(grid)
     need_runs(table, [*cell, *grid, "accuracy", "val_accuracy"])
     means = table.groupby([*cell, *grid], sort=False)[["val_accuracy", "accuracy"]].mean().reset_index()
-    means = means.dropna(subset="val_accuracy")  # a bank without validation images has nothing to choose by
+    # a bank without validation images has nothing to choose by
+    means = means.dropna(subset="val_accuracy")
     groups = means.groupby(cell, sort=False)
     chosen = means.loc[groups["val_accuracy"].idxmax()].set_index(cell)
     return chosen.assign(best_accuracy=groups["accuracy"].max()).reset_index()

@@ -1,1 +1,3 @@
-"""How what ships was made: the bundled banks, the reference results and the pocket CLIP. For maintainers."""
+"""How what ships was made: the bundled banks, the reference results and the pocket CLIP. For
+maintainers.
+"""

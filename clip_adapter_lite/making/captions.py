@@ -1,13 +1,15 @@
 """The text that the pocket CLIP is trained on: WordNet nouns and ImageNet class names in templates.
 
-Nothing here may know a bank's class list. The nouns come from `words.txt` (all 82 114 noun synsets of WordNet), the
-class names and templates from open_clip's own metadata; a test reads the finished captions' sources.
+Nothing here may know a bank's class list. The nouns come from `words.txt` (all 82 114 noun synsets
+of WordNet), the class names and templates from open_clip's own metadata; a test reads the finished
+captions' sources.
 """
 import random
 from pathlib import Path
 
 PLAIN = "a photo of a {}."
-PAIRS = ["{} and {}", "a photo of a {} {}.", "a {} next to a {}", "a photo of a {} in a {}.", "a {} on a {}."]
+PAIRS = ["{} and {}", "a photo of a {} {}.", "a {} next to a {}", "a photo of a {} in a {}.",
+         "a {} on a {}."]
 
 
 def nouns(words: Path, longest: int = 3) -> list[str]:
@@ -24,7 +26,8 @@ def templates() -> list[str]:
 
 
 def captions(names: list[str], copies: list[int], pairs: int, seed: int) -> list[str]:
-    """`copies[i]` captions of `names[i]`, the first always the plain one, and `pairs` captions of two random names.
+    """`copies[i]` captions of `names[i]`, the first always the plain one, and `pairs` captions of
+    two random names.
 
     Pairs teach the tower that a phrase means more than its last word.
     """

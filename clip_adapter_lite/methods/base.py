@@ -1,4 +1,6 @@
-"""What every method shares: settings that never change, `fit` on an episode, and the fitted classifier it returns."""
+"""What every method shares: settings that never change, `fit` on an episode, and the fitted
+classifier it returns.
+"""
 import math
 import time
 from abc import ABC, abstractmethod
@@ -20,19 +22,24 @@ from ..splits import Split, share_right
 from ..training import seeded
 from ..values import as_tensor, plain, shown
 
-KINDS = {bool: (bool, "true or false"), int: (Integral, "a whole number"), float: (Real, "a number"), str: (str, "a word"),
-         tuple: (tuple, "a tuple"), NoneType: (NoneType, "none")}
+KINDS = {bool: (bool, "true or false"), int: (Integral, "a whole number"),
+         float: (Real, "a number"), str: (str, "a word"), tuple: (tuple, "a tuple"),
+         NoneType: (NoneType, "none")}
 
 
 def lengths(x: Tensor) -> Tensor:
-    """The length [N, 1] of each row, never 0; in training cheaper than `norm`, whose backward makes one more [N, D]."""
+    """The length [N, 1] of each row, never 0; in training cheaper than `norm`, whose backward makes
+    one more [N, D].
+    """
     return torch.linalg.vecdot(x, x)[..., None].clamp_min(1e-24).sqrt()
 
 
 def cosine_logits(features: Tensor, weights: Tensor, logit_scale: float) -> Tensor:
-    """logit_scale · cos(f, W): [N, C] logits of un-normalised features [N, D] and classifier weights [C, D].
+    """logit_scale · cos(f, W): [N, C] logits of un-normalised features [N, D] and classifier
+    weights [C, D].
 
-    The lengths of f divide the logits and not f, which is the same cosine and a quarter less work in training, as C < D.
+    The lengths of f divide the logits and not f, which is the same cosine and a quarter less work
+    in training, as C < D.
     """
     cosines_by_length = features @ normalize(weights, dim=-1).T  # [N, D] @ [D, C]
     return cosines_by_length * (logit_scale / lengths(features))  # [N, C] * [N, 1]
@@ -41,8 +48,9 @@ def cosine_logits(features: Tensor, weights: Tensor, logit_scale: float) -> Tens
 class Head(nn.Module):
     """What fitting makes: features [N, D] → logits [N, C], on one device. Every method's head is one.
 
-    width: D. options: its constructor's keywords. Its constructor's other arguments are its buffers and parameters without a
-    dot in their names, so that options and state_dict rebuild it; it has at least one.
+    width: D. options: its constructor's keywords. Its constructor's other arguments are its buffers
+    and parameters without a dot in their names, so that options and state_dict rebuild it; it has
+    at least one.
     """
     width: int
     options: dict[str, Any]
@@ -53,7 +61,9 @@ class Head(nn.Module):
         return next(chain(self.buffers(), self.parameters()))
 
     def features(self, features: Tensor) -> Tensor:
-        """What the head compares with its classifier weights, [N, D]: the features themselves, unless it adapts them."""
+        """What the head compares with its classifier weights, [N, D]: the features themselves,
+        unless it adapts them.
+        """
         return features
 
     def alphas(self, features: Tensor) -> Tensor | None:
@@ -67,11 +77,13 @@ class Head(nn.Module):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Classifier:
-    """A fitted method: features in, logits out, on whatever device the features are (arrays and lists are on the CPU).
+    """A fitted method: features in, logits out, on whatever device the features are (arrays and
+    lists are on the CPU).
 
-    What fitting found out: val_accuracy (None without validation images), alpha and beta (fixed, selected, or the mean of
-    the learned ones over the support set; None where there are none), steps (of the optimiser, in the run that was kept),
-    seconds (the whole fit, searches included), parameters (trained ones), details (anything else worth knowing).
+    What fitting found out: val_accuracy (None without validation images), alpha and beta (fixed,
+    selected, or the mean of the learned ones over the support set; None where there are none),
+    steps (of the optimiser, in the run that was kept), seconds (the whole fit, searches included),
+    parameters (trained ones), details (anything else worth knowing).
     origin: the dataset, shots, seed, templates, backbone, weights tag and preprocessing of the episode.
     """
     head: Head
@@ -96,7 +108,9 @@ class Classifier:
         return self.head(brought).to(home)
 
     def brought(self, features: Tensor) -> tuple[Tensor, torch.device]:
-        """The features [N, D] where the head is, and the device they were on. Raises BankError as `logits` does."""
+        """The features [N, D] where the head is, and the device they were on. Raises BankError as
+        `logits` does.
+        """
         must = f"A classifier takes features of shape [N, {self.head.width}], the width it was fitted on"
         do = "so give those of the backbone that it was fitted with"
         features = as_tensor(features, must, do)
@@ -119,25 +133,30 @@ class Classifier:
         brought, home = self.brought(features)
         found = self.head.alphas(brought)
         if found is None:
-            raise TypeError(f"{self.method.label} has no visual adapter, so no α; fit CLIPAdapter(branch='visual').")
+            raise TypeError(f"{self.method.label} has no visual adapter, so no α; fit "
+                            "CLIPAdapter(branch='visual').")
         return found.squeeze(1).to(home)
 
     @torch.no_grad()
     def betas(self) -> Tensor:
-        """The residual ratio [C], on the CPU, of each class of a fitted CLIP-Adapter. Raises TypeError as `alphas` does."""
+        """The residual ratio [C], on the CPU, of each class of a fitted CLIP-Adapter. Raises
+        TypeError as `alphas` does.
+        """
         found = self.head.betas()
         if found is None:
-            raise TypeError(f"{self.method.label} has no text adapter, so no β; fit CLIPAdapter(branch='text').")
+            raise TypeError(f"{self.method.label} has no text adapter, so no β; fit "
+                            "CLIPAdapter(branch='text').")
         return found.squeeze(1).cpu()
 
     def accuracy(self, split: Split) -> float:
         """The fraction of the split's images (view 0) whose highest logit is their label's, in [0, 1].
 
-        Raises BankError, as `fit` does, for a split that cannot be judged: empty, NaN, other widths, labels out of range.
+        Raises BankError, as `fit` does, for a split that cannot be judged: empty, NaN, other
+        widths, labels out of range.
         """
         if not isinstance(split, Split):
-            raise BankError(f"accuracy() takes a Split, such as episode.test; got {type(split).__name__}, so give "
-                            "Split(features, labels).")
+            raise BankError("accuracy() takes a Split, such as episode.test; got "
+                            f"{type(split).__name__}, so give Split(features, labels).")
         if not len(split):
             raise BankError("accuracy() needs at least one image; this split is empty.")
         split.check("accuracy()", self.head.width, len(self.classnames))
@@ -146,10 +165,11 @@ class Classifier:
 
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
-    """Settings of a method. Frozen: `fit` cannot change them, so one method can be fitted to many episodes.
+    """Settings of a method. Frozen: `fit` cannot change them, so one method can be fitted to many
+    episodes.
 
-    Numbers of numpy and torch become Python's own, lists and arrays tuples. Raises ValueError for a value of another kind
-    than the setting's, and for one that cannot be (`check_settings`).
+    Numbers of numpy and torch become Python's own, lists and arrays tuples. Raises ValueError for a
+    value of another kind than the setting's, and for one that cannot be (`check_settings`).
     """
     name: ClassVar[str]
     head_class: ClassVar[type[Head]]  # built from its buffers and `options`, filled from its state_dict
@@ -162,7 +182,8 @@ class Method(ABC):
             value = str(value) if isinstance(value, torch.device) else value
             kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
             allowed = {KINDS.get(get_origin(kind) or kind, (object, "anything")) for kind in kinds}
-            if not isinstance(value, tuple(kind for kind, _ in allowed)) or isinstance(value, bool) and bool not in kinds:
+            if not isinstance(value, tuple(kind for kind,
+                                           _ in allowed)) or isinstance(value, bool) and bool not in kinds:
                 words = " or ".join(sorted(word for _, word in allowed))
                 wrong = wrong or f"{name} of {self.name} must be {words}; got {shown(value)}."
             object.__setattr__(self, name, value)
@@ -183,16 +204,20 @@ class Method(ABC):
 
     @property
     def label(self) -> str:
-        """The name, followed by the settings that differ from the defaults: `clip-adapter(alpha=0.2)`."""
+        """The name, followed by the settings that differ from the defaults:
+        `clip-adapter(alpha=0.2)`.
+        """
         changed = [f"{f.name}={getattr(self, f.name)}" for f in fields(self)
                    if f.name != "device" and getattr(self, f.name) != f.default]
         return f"{self.name}({', '.join(changed)})" if changed else self.name
 
     def fit(self, episode: Episode) -> Classifier:
-        """Fit to the episode's support set, selecting on its validation images; `test` is not looked at.
+        """Fit to the episode's support set, selecting on its validation images; `test` is not
+        looked at.
 
-        Deterministic on CPU: all randomness comes from the episode's seed. Raises BankError if the episode cannot be
-        fitted (no support image of a class, NaN, other widths, labels out of range).
+        Deterministic on CPU: all randomness comes from the episode's seed. Raises BankError if the
+        episode cannot be fitted (no support image of a class, NaN, other widths, labels out of
+        range).
         """
         start = time.perf_counter()
         episode = self.prepared(episode)
@@ -209,7 +234,8 @@ class Method(ABC):
     def prepared(self, episode: Episode) -> Episode:
         """The episode, checked, on the method's device in the dtype that methods compute in there."""
         if not isinstance(episode, Episode):
-            raise BankError(f"A method is fitted to an Episode; got {type(episode).__name__}, so give bank.episode(shots).")
+            raise BankError(f"A method is fitted to an Episode; got {type(episode).__name__}, so "
+                            "give bank.episode(shots).")
         episode.check()
         device = best_device(self.device)
         return episode.to(device, method_dtype(episode.support.features.dtype, device))
@@ -219,12 +245,14 @@ class Method(ABC):
         """The fitted head, and what to tell of it (fields of `Classifier`)."""
 
     def reworded(self, head: Head, episode: Episode) -> Head:
-        """A fitted head over the classes of `episode`, which it never saw, by their names alone: see `cal.transfer`.
+        """A fitted head over the classes of `episode`, which it never saw, by their names alone:
+        see `cal.transfer`.
 
         Raises ValueError for a method that knows its classes from their images.
         """
-        raise ValueError(f"{self.label} knows only the classes it was fitted on, so not those of {episode.dataset}; fit it "
-                         "there, or use zero-shot, clip-adapter or coop with unified context, which go by words.")
+        raise ValueError(f"{self.label} knows only the classes it was fitted on, so not those of "
+                         f"{episode.dataset}; fit it there, or use zero-shot, clip-adapter or coop "
+                         "with unified context, which go by words.")
 
 
 def validation_score(head: Head, val: Split) -> tuple[float, float]:
@@ -235,7 +263,8 @@ def validation_score(head: Head, val: Split) -> tuple[float, float]:
 
 
 def best(scores: Mapping[tuple, tuple[float, float]]) -> tuple[tuple, int]:
-    """The ratios with the best `validation_score`, of equals the smaller ones, and how many reach its accuracy.
+    """The ratios with the best `validation_score`, of equals the smaller ones, and how many reach
+    its accuracy.
 
     A ratio that is None (no such branch) or a word counts as 0.
     """
@@ -247,5 +276,5 @@ def best(scores: Mapping[tuple, tuple[float, float]]) -> tuple[tuple, int]:
 def need_validation(episode: Episode, setting: str) -> None:
     """Raise BankError if `setting`, which is chosen on validation images, has none to be chosen on."""
     if not len(episode.val):
-        raise BankError(f"{episode.dataset}: {setting} is chosen on validation images and this episode has none; give "
-                        "a number, or a bank with a validation split.")
+        raise BankError(f"{episode.dataset}: {setting} is chosen on validation images and this "
+                        "episode has none; give a number, or a bank with a validation split.")

@@ -126,7 +126,8 @@ class CLIPAdapterHead(Head):
         """
         if self.visual is None:
             return features
-        alpha = self.alphas(features) if isinstance(self.alpha, str) else self.alpha  # [N, 1] or a number
+        # [N, 1] or a number
+        alpha = self.alphas(features) if isinstance(self.alpha, str) else self.alpha
         return features.lerp(self.visual(features), alpha)  # α A_v(f) + (1 - α) f
 
     def adapted_weights(self) -> Tensor:
@@ -181,21 +182,29 @@ class CLIPAdapter(Method):
     weight_decay: float = 1e-2
 
     def check_settings(self):
-        for setting, allowed in (("branch", ("visual", "text", "both")), ("normalize", ("after", "before"))):
+        for setting, allowed in (("branch", ("visual", "text", "both")),
+                                 ("normalize", ("after", "before"))):
             if getattr(self, setting) not in allowed:
-                raise ValueError(f"{setting} must be one of {', '.join(allowed)}; got {getattr(self, setting)!r}.")
+                raise ValueError(f"{setting} must be one of {', '.join(allowed)}; got "
+                                 f"{getattr(self, setting)!r}.")
         for setting in ("alpha", "beta"):
             value = getattr(self, setting)
-            if value not in ("auto", "val", "learned") and not (isinstance(value, (int, float)) and 0 <= value <= 1):
-                raise ValueError(f"{setting} must be a number from 0 to 1, 'auto', 'val' or 'learned'; got {value!r}.")
+            if value not in ("auto", "val",
+                             "learned") and not (isinstance(value, (int, float)) and 0 <= value <= 1):
+                raise ValueError(f"{setting} must be a number from 0 to 1, 'auto', 'val' or "
+                                 f"'learned'; got {value!r}.")
         other = {self.alpha, self.beta} - {"auto"}
         if self.branch == "both" and "auto" in (self.alpha, self.beta) and other & {"val", "learned"}:
-            raise ValueError(f"alpha and beta are learned together or not at all with 'auto'; got {self.alpha!r} and "
-                             f"{self.beta!r}, so give both as 'auto', or the other as a number.")
+            raise ValueError("alpha and beta are learned together or not at all with 'auto'; got "
+                             f"{self.alpha!r} and {self.beta!r}, so give both as 'auto', or the "
+                             "other as a number.")
         if self.reduction < 1:
-            raise ValueError(f"reduction must be at least 1 (the bottleneck is D / reduction wide); got {self.reduction}.")
-        if not self.grid or not all(isinstance(ratio, (int, float)) and 0 <= ratio <= 1 for ratio in self.grid):
-            raise ValueError(f"grid must hold at least one number, each from 0 to 1; got {self.grid!r}.")
+            raise ValueError("reduction must be at least 1 (the bottleneck is D / reduction "
+                             f"wide); got {self.reduction}.")
+        if not self.grid or not all(isinstance(ratio, (int, float)) and 0 <= ratio <= 1
+                                    for ratio in self.grid):
+            raise ValueError("grid must hold at least one number, each from 0 to 1; got "
+                             f"{self.grid!r}.")
 
     def _fit(self, episode):
         pairs = self._pairs()
@@ -231,7 +240,8 @@ class CLIPAdapter(Method):
                   rate=self.rate, weight_decay=self.weight_decay)
             head.settle()
             learned, ratios = ratios.count("auto"), (head.alpha, head.beta)
-        if len(rest) < len(episode.support) or not len(held_out):  # again, on all images at these ratios
+        # again, on all images at these ratios
+        if len(rest) < len(episode.support) or not len(held_out):
             head = self.new_head(episode, *(PRIOR if ratio == "auto" else ratio for ratio in ratios))
             self.train_head(head, episode)
         return head, {"alpha": head.alpha, "beta": head.beta, "details": details, "steps": self.steps,
@@ -243,7 +253,9 @@ class CLIPAdapter(Method):
         return head
 
     def _pairs(self) -> list[tuple[float | str | None, float | str | None]]:
-        """The (α, β) to train an adapter for: numbers, "learned", or None where there is no such branch."""
+        """The (α, β) to train an adapter for: numbers, "learned", or None where there is no such
+        branch.
+        """
         both = self.branch == "both" and self.alpha == self.beta == "val"
         searched = self.grid[::3] if both else self.grid
         options = {"visual": searched if self.alpha == "val" else (self.alpha,),
@@ -257,12 +269,14 @@ class CLIPAdapter(Method):
         weights = episode.text_features  # [C, D]
         pooled = normalize(episode.support.view(), dim=-1).mean(0)  # [D]
         return CLIPAdapterHead(weights, pooled, logit_scale=episode.logit_scale, branch=self.branch,
-                               hidden=max(1, weights.shape[1] // self.reduction), alpha=alpha, beta=beta,
-                               final_relu=self.final_relu, normalize=self.normalize)
+                               hidden=max(1, weights.shape[1] // self.reduction), alpha=alpha,
+                               beta=beta, final_relu=self.final_relu, normalize=self.normalize)
 
     def train_head(self, head: CLIPAdapterHead, episode,
                    after_step: Callable[[int], None] | None = None) -> None:
-        """Train an adapter on the support set, in place; after_step(step) as `training.train` calls it."""
+        """Train an adapter on the support set, in place; after_step(step) as `training.train` calls
+        it.
+        """
         if head.alpha or head.beta:  # at α = β = 0 there is nothing to train
             support = episode.support
             loss = lambda step: cross_entropy(head(support.view(step)), support.labels)

@@ -1,6 +1,8 @@
-"""CoOp: learn the words around the class name by gradient descent through the text encoder (Zhou et al., 2022).
+"""CoOp: learn the words around the class name by gradient descent through the text encoder (Zhou et
+al., 2022).
 
-The text prompt of class i is [start] v_1 … v_M [name i] . [end]; the M context vectors v are learned in token-embedding
+The text prompt of class i is [start] v_1 … v_M [name i] . [end]; the M context vectors v are
+learned in token-embedding
 space, images and text encoder stay frozen: p = softmax(cos(f, W(v)) / τ).
 """
 from dataclasses import dataclass
@@ -21,29 +23,35 @@ PAPER_BATCH, PAPER_RATE, PAPER_WARM_UP = 32, 2e-3, 1e-5
 
 
 class Prompts(nn.Module):
-    """Learned prompts of C classes: `context` is [M, width] (unified) or [C, M, width] (class-specific).
+    """Learned prompts of C classes: `context` is [M, width] (unified) or [C, M, width]
+    (class-specific).
 
     Raises ValueError, naming the class, if a prompt does not fit the text encoder's context length.
     """
 
-    def __init__(self, backbone: Backbone, classnames, *, length: int, position: str, class_specific: bool,
-                 words: str | None):
+    def __init__(self, backbone: Backbone, classnames, *, length: int, position: str,
+                 class_specific: bool, words: str | None):
         super().__init__()
         self.backbone = backbone
         rows = backbone.tokens(prompts(classnames, "{}."))  # [C, context length]
         end, longest = rows.argmax(1), backbone.text_tower.positional_embedding.shape[0]
         worst = int(end.argmax())
         if int(end[worst]) + 1 + length > longest:
-            raise ValueError(f"The prompt of class '{classnames[worst]}' with {length} context vectors is "
-                             f"{int(end[worst]) + 1 + length} tokens long, over the {longest} of {backbone.name}; "
-                             "use fewer context vectors or a shorter name.")
+            raise ValueError(f"The prompt of class '{classnames[worst]}' with {length} context "
+                             f"vectors is {int(end[worst]) + 1 + length} tokens long, over the "
+                             f"{longest} of {backbone.name}; use fewer context vectors or a "
+                             "shorter name.")
         kept = int(end.max()) + 1
-        self.register_buffer("static", backbone.embed(rows[:, :kept]), persistent=False)  # [C, kept, width]
+        # [C, kept, width]
+        self.register_buffer("static", backbone.embed(rows[:, :kept]), persistent=False)
         self.register_buffer("end", end + length, persistent=False)
-        self.register_buffer("order", torch.stack([_order(int(e), kept, length, position) for e in end]).to(rows.device),
-                             persistent=False)
+        self.register_buffer("order",
+                             torch.stack([_order(int(e), kept, length, position)
+                                          for e in end]).to(rows.device), persistent=False)
         self.shared = position == "end" and not class_specific and backbone.shares_prefixes
-        self.context = nn.Parameter(self._start(backbone, len(classnames) if class_specific else None, length, words))
+        self.context = nn.Parameter(self._start(backbone,
+                                                len(classnames) if class_specific else None, length,
+                                                words))
 
     @staticmethod
     def _start(backbone, classes: int | None, length: int, words: str | None) -> Tensor:
@@ -54,8 +62,8 @@ class Prompts(nn.Module):
             tokens = backbone.tokens([words])
             count = int(tokens.argmax()) - 1
             if count > length:
-                raise ValueError(f"'{words}' is {count} tokens but there are only {length} context vectors; give fewer "
-                                 "words, or words=None for a random start.")
+                raise ValueError(f"'{words}' is {count} tokens but there are only {length} context "
+                                 "vectors; give fewer words, or words=None for a random start.")
             context[..., length - count:, :] = backbone.embed(tokens)[0, 1:1 + count].float()
         return context
 
@@ -69,9 +77,9 @@ class Prompts(nn.Module):
     def forward(self) -> Tensor:
         """Classifier weights W(v) [C, D].
 
-        A unified context in front of the name makes [start] v_1 … v_M the same in every prompt: only what follows runs once
-        a class. Over CLASSES classes go in chunks of similar length, whose activations are computed again for the gradient
-        instead of being kept.
+        A unified context in front of the name makes [start] v_1 … v_M the same in every prompt:
+        only what follows runs once a class. Over CLASSES classes go in chunks of similar length,
+        whose activations are computed again for the gradient instead of being kept.
         """
         if self.shared:
             prefix = self.backbone.encode_prefix(torch.cat([self.static[0, :1], self.context.to(self.static.dtype)]))
@@ -82,12 +90,15 @@ class Prompts(nn.Module):
         if len(self.end) <= CLASSES:
             return encode(slice(None))
         order = self.end.argsort(stable=True)
-        weights = torch.cat([checkpoint(encode, rows, use_reentrant=False) for rows in order.split(CLASSES)])
+        weights = torch.cat([checkpoint(encode, rows, use_reentrant=False)
+                             for rows in order.split(CLASSES)])
         return weights[order.argsort()]
 
 
 def _order(end: int, kept: int, length: int, position: str) -> Tensor:
-    """Which piece stands where: 0 … kept - 1 are the tokens of "[start] name . [end]", then come the context vectors."""
+    """Which piece stands where: 0 … kept - 1 are the tokens of "[start] name . [end]", then come
+    the context vectors.
+    """
     name = end - 2  # the tokens of the class name; the full stop and the end token follow
     context = list(range(kept, kept + length))
     before, after = {"end": (context, []), "front": ([], context),
@@ -113,13 +124,15 @@ class CoOpHead(Head):
 class CoOp(Method):
     """CoOp with M learned context vectors.
 
-    context_length: M (CoOp uses 4 and 16). class_specific: one context per class instead of a unified one.
+    context_length: M (CoOp uses 4 and 16). class_specific: one context per class instead of a
+        unified one.
     position: where the class name stands, "end" (CoOp's default), "middle" or "front".
-    words: what the context starts from, its last vectors if there are more than words; None for CoOp's random start
-        (normal, deviation 0.02).
-    recipe: "light" is ours, `steps` full-batch AdamW steps; "paper" is SGD at 2e-3 on minibatches of 32 for 50, 100 or
-        200 epochs by shots, cosine schedule after one warm-up epoch at 1e-5, and ignores steps and rate.
-    The episode's backbone is loaded, since prompts go through its text encoder.
+    words: what the context starts from, its last vectors if there are more than words; None for
+        CoOp's random start (normal, deviation 0.02).
+    recipe: "light" is ours, `steps` full-batch AdamW steps; "paper" is SGD at 2e-3 on minibatches
+        of 32 for 50, 100 or 200 epochs by shots, cosine schedule after one warm-up epoch at 1e-5,
+        and ignores steps and rate. The episode's backbone is loaded, since prompts go through its
+        text encoder.
     """
     name = "coop"
     head_class = CoOpHead
@@ -132,15 +145,17 @@ class CoOp(Method):
     rate: float = 3e-2
 
     def check_settings(self):
-        for setting, allowed in (("position", ("end", "middle", "front")), ("recipe", ("light", "paper"))):
+        for setting, allowed in (("position", ("end", "middle", "front")),
+                                 ("recipe", ("light", "paper"))):
             if getattr(self, setting) not in allowed:
-                raise ValueError(f"{setting} must be one of {', '.join(allowed)}; got {getattr(self, setting)!r}.")
+                raise ValueError(f"{setting} must be one of {', '.join(allowed)}; got "
+                                 f"{getattr(self, setting)!r}.")
         if self.context_length < 1:
             raise ValueError(f"context_length must be at least 1; got {self.context_length}.")
 
     def _prompts(self, episode, words: str | None) -> Prompts:
-        return Prompts(episode.backbone, episode.classnames, length=self.context_length, position=self.position,
-                       class_specific=self.class_specific, words=words)
+        return Prompts(episode.backbone, episode.classnames, length=self.context_length,
+                       position=self.position, class_specific=self.class_specific, words=words)
 
     def reworded(self, head, episode):
         if self.class_specific:
@@ -148,17 +163,20 @@ class CoOp(Method):
         learned = self._prompts(episode, words=None)
         with torch.no_grad():
             learned.context.copy_(head.context)
-            return CoOpHead(learned().to(episode.text_features), head.context, logit_scale=head.logit_scale)
+            return CoOpHead(learned().to(episode.text_features), head.context,
+                            logit_scale=head.logit_scale)
 
     def _fit(self, episode):
         learned, support = self._prompts(episode, self.words), episode.support
 
         def loss(features: Tensor, labels: Tensor) -> Tensor:
-            return cross_entropy(cosine_logits(features, learned().to(features.dtype), episode.logit_scale), labels)
+            return cross_entropy(cosine_logits(features, learned().to(features.dtype),
+                                               episode.logit_scale), labels)
 
         if self.recipe == "light":
             steps = self.steps
-            train([learned.context], lambda step: loss(support.view(step), support.labels), steps=steps, rate=self.rate)
+            train([learned.context], lambda step: loss(support.view(step), support.labels),
+                  steps=steps, rate=self.rate)
         else:
             per_epoch = -(-len(support) // PAPER_BATCH)
             epochs = PAPER_EPOCHS[min(PAPER_EPOCHS, key=lambda shots: abs(shots - episode.shots))]
@@ -170,8 +188,10 @@ class CoOp(Method):
                 rows = batches.pop()
                 return loss(support.view(step // per_epoch)[rows], support.labels[rows])
 
-            train([learned.context], minibatch, steps=steps, rate=PAPER_RATE, optimizer="sgd", weight_decay=5e-4,
-                  schedule=lambda step: (cosine((step // per_epoch - 1) / epochs) if step >= per_epoch  # moves once an epoch
+            train([learned.context], minibatch, steps=steps, rate=PAPER_RATE, optimizer="sgd",
+                  weight_decay=5e-4,
+                  # moves once an epoch
+                  schedule=lambda step: (cosine((step // per_epoch - 1) / epochs) if step >= per_epoch
                                          else PAPER_WARM_UP / PAPER_RATE))
         with torch.no_grad():
             head = CoOpHead(learned().to(support.features.dtype), learned.context.detach().clone(),

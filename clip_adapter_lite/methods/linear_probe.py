@@ -1,4 +1,6 @@
-"""Linear probe: logistic regression on image features, as CLIP and CoOp ran it. The class names are not used."""
+"""Linear probe: logistic regression on image features, as CLIP and CoOp ran it. The class names are
+not used.
+"""
 import math
 import warnings
 from dataclasses import dataclass
@@ -58,11 +60,13 @@ class LinearProbe(Method):
         else:
             c = float(self.C)
         head = fit(c)
-        return head, {"steps": fits[c][1], "parameters": head.weight.numel() + head.bias.numel(), "details": {"C": c}}
+        return head, {"steps": fits[c][1], "parameters": head.weight.numel() + head.bias.numel(),
+                      "details": {"C": c}}
 
     def _search(self, accuracy) -> float:
         """CoOp's coarse grid and bisection; `accuracy(C)` is on validation images."""
-        best = max((10.0 ** power for power in range(6, -7, -2)), key=accuracy)  # the first, so the largest, of equals
+        # the first, so the largest, of equals
+        best = max((10.0 ** power for power in range(6, -7, -2)), key=accuracy)
         low, high = math.log10(best) - 1, math.log10(best) + 1
         for _ in range(self.bisections):
             middle = (low + high) / 2
@@ -82,8 +86,10 @@ class LinearProbe(Method):
         if classes == 1:  # nothing to separate, and scikit-learn refuses
             return LinearHead(x.new_zeros(x.shape[1], 1), x.new_zeros(1)), 0
         model = LogisticRegression(C=c, max_iter=self.max_iter)
-        with warnings.catch_warnings(), threadpool_limits(1, user_api="blas"):  # small matrices: threads only wait
-            # a huge C need not converge, validation rejects it; and one shot of many classes "could be regression"
+        # small matrices: threads only wait
+        with warnings.catch_warnings(), threadpool_limits(1, user_api="blas"):
+            # a huge C need not converge, validation rejects it; and one shot of many classes "could
+            # be regression"
             warnings.simplefilter("ignore", UserWarning)
             model.fit(x.cpu().double().numpy(), y.cpu().numpy())
         weight, bias = torch.from_numpy(model.coef_.T), torch.from_numpy(model.intercept_)

@@ -1,4 +1,5 @@
-"""The residual ratios α and β as learned ones: one number for all, or α, β = Q(f, W) (paper, section 3.3).
+"""The residual ratios α and β as learned ones: one number for all, or α, β = Q(f, W) (paper,
+section 3.3).
 
 A ratio learned on the support set drifts upwards, for a memorised support set asks for more
 adapter. `SharedRatio` is therefore learned on held-out images, while the adapter learns on the
@@ -27,7 +28,9 @@ def logit(ratio: float) -> float:
 
 
 class SharedRatio(nn.Module):
-    """One α for all images and one β for all classes, sigmoids of two numbers; called as `RatioNetwork` is."""
+    """One α for all images and one β for all classes, sigmoids of two numbers; called as
+    `RatioNetwork` is.
+    """
 
     def __init__(self, start: float = PRIOR):
         super().__init__()
@@ -40,7 +43,8 @@ class SharedRatio(nn.Module):
         return alpha, beta
 
     def penalty(self, images: int) -> Tensor:
-        """WORTH / images · Σ (logit ratio - logit PRIOR)²: what the prior adds to the loss of so many held-out images.
+        """WORTH / images · Σ (logit ratio - logit PRIOR)²: what the prior adds to the loss of so
+        many held-out images.
 
         The logit of a branch that there is not has no other gradient, so it stays at the prior and
         adds nothing.
@@ -61,12 +65,14 @@ def held_out_of(episode: Episode) -> tuple[Split, Split, str]:
         rows.setdefault(label, []).append(row)
     held = torch.zeros(len(support), dtype=torch.bool)
     held[[own[-1] for own in rows.values() if len(own) > 1]] = True
-    rest, held_out = (support.take(rows.nonzero().squeeze(1).to(support.labels.device)) for rows in (~held, held))
+    rest, held_out = (support.take(rows.nonzero().squeeze(1).to(support.labels.device))
+                      for rows in (~held, held))
     return rest, held_out, "a shot of each class, held out" if held.any() else "the prior"
 
 
 def decoupled(head: nn.Module, support: Split, held_out: Split, step: int) -> Tensor:
-    """The loss whose gradient moves the adapters by the support images and the ratios by the held-out ones.
+    """The loss whose gradient moves the adapters by the support images and the ratios by the
+    held-out ones.
 
     First order: each of the two cross-entropies sees the other's parameters as constants.
     """
@@ -96,7 +102,10 @@ class RatioNetwork(nn.Module):
 
     def forward(self, features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """(α, β), each [N, 1], of features [N, D] and weights [N, D]; either may be one row for all."""
-        features, weights = torch.broadcast_tensors(normalize(features, dim=-1), normalize(weights, dim=-1))
-        pair = torch.cat([features, weights], dim=-1) * features.shape[-1] ** 0.5  # [N, 2 D], entries of about unit size
-        alpha, beta = torch.sigmoid(self.last(relu(self.first(pair)))).split(1, dim=-1)  # [N, 2] → [N, 1] each
+        features, weights = torch.broadcast_tensors(normalize(features, dim=-1),
+                                                    normalize(weights, dim=-1))
+        # [N, 2 D], entries of about unit size
+        pair = torch.cat([features, weights], dim=-1) * features.shape[-1] ** 0.5
+        # [N, 2] → [N, 1] each
+        alpha, beta = torch.sigmoid(self.last(relu(self.first(pair)))).split(1, dim=-1)
         return alpha, beta

@@ -1,9 +1,11 @@
-"""Tip-Adapter: a cache of the support set beside zero-shot CLIP, no training (Zhang et al., ECCV 2022, arXiv 2111.03930).
+"""Tip-Adapter: a cache of the support set beside zero-shot CLIP, no training (Zhang et al., ECCV
+2022, arXiv 2111.03930).
 
     F = normalised support features [K·C, D]        L = their one-hot labels [K·C, C]
     φ(f) = exp(-β (1 - f Fᵀ))                        logits = cos(f, W) / τ + α φ(f) L
 
-α = 0 is zero-shot CLIP; β says how fast a support image's say fades with distance. Tip-Adapter-F also trains the keys F.
+α = 0 is zero-shot CLIP; β says how fast a support image's say fades with distance. Tip-Adapter-F
+also trains the keys F.
 
 α is in logits, as in the official code, and not rescaled by the backbone's logit_scale 1/τ: a
 learned τ already brings cos(f, W) / τ to log-odds, however wide the cosines spread. What does
@@ -23,13 +25,18 @@ from ..splits import Split
 from ..training import train
 from .base import Head, Method, best, cosine_logits, need_validation
 
-CHUNK = 1024  # images at a time: 64 MB of affinities to 16 000 keys (ImageNet, 16 shots); smaller blocks fragment the heap
+# images at a time: 64 MB of affinities to 16 000 keys (ImageNet, 16 shots); smaller blocks fragment
+# the heap
+CHUNK = 1024
 
 
 class TipHead(Head):
-    """cos(f, W) / τ + α φ(f) L; W: [C, D], keys F: [K·C, D], labels: [K·C], where the ones of L stand."""
+    """cos(f, W) / τ + α φ(f) L; W: [C, D], keys F: [K·C, D], labels: [K·C], where the ones of L
+    stand.
+    """
 
-    def __init__(self, weights: Tensor, keys: Tensor, labels: Tensor, *, logit_scale: float, alpha: float, beta: float):
+    def __init__(self, weights: Tensor, keys: Tensor, labels: Tensor, *, logit_scale: float,
+                 alpha: float, beta: float):
         super().__init__()
         self.register_buffer("weights", weights)
         self.register_buffer("labels", labels)
@@ -47,7 +54,9 @@ class TipHead(Head):
         return normalize(features, dim=-1) @ self.keys.T  # [N, D] @ [D, K·C]
 
     def votes(self, cosines: Tensor, beta: float) -> Tensor:
-        """φ L: [N, C] of f Fᵀ [N, K·C]; adding columns by label is the product with L without its zeros."""
+        """φ L: [N, C] of f Fᵀ [N, K·C]; adding columns by label is the product with L without its
+        zeros.
+        """
         phi = torch.exp(-beta * (1 - cosines))  # [N, K·C]
         return phi.new_zeros(len(phi), len(self.weights)).index_add(1, self.labels, phi)
 
@@ -57,17 +66,23 @@ class TipHead(Head):
 
 
 @torch.no_grad()
-def validation_scores(head: TipHead, val: Split, alphas, betas) -> dict[tuple[float, float], tuple[float, float]]:
-    """(accuracy, -cross-entropy) on the validation images of every pair (α, β) in place of the head's own."""
+def validation_scores(head: TipHead, val: Split, alphas,
+                      betas) -> dict[tuple[float, float], tuple[float, float]]:
+    """(accuracy, -cross-entropy) on the validation images of every pair (α, β) in place of the
+    head's own.
+    """
     hits, losses = torch.zeros(2, len(alphas), len(betas), dtype=torch.float64)
     zero_shot = cosine_logits(val.view(), head.weights, head.logit_scale)
     ratios = zero_shot.new_tensor(alphas)[:, None, None]
-    for rows, logits, labels in zip(val.view().split(CHUNK), zero_shot.split(CHUNK), val.labels.split(CHUNK)):
+    for rows, logits, labels in zip(val.view().split(CHUNK), zero_shot.split(CHUNK),
+                                    val.labels.split(CHUNK)):
         cosines, labels = head.cosines(rows), labels.repeat(len(alphas))
         for j, beta in enumerate(betas):
-            adapted = (logits + ratios * head.votes(cosines, beta)).flatten(0, 1)  # [alphas · images, C]
+            # [alphas · images, C]
+            adapted = (logits + ratios * head.votes(cosines, beta)).flatten(0, 1)
             loss = cross_entropy(adapted, labels, reduction="none")
-            for total, values in ((hits, adapted.max(1).indices == labels), (losses, loss)):  # max: argmax is 5 times slower
+            # max: argmax is 5 times slower
+            for total, values in ((hits, adapted.max(1).indices == labels), (losses, loss)):
                 total[:, j] += values.view(len(alphas), -1).sum(1).cpu()
     accuracy, gain = ((total / len(val)).flatten().tolist() for total in (hits, -losses))
     return dict(zip(product(alphas, betas), zip(accuracy, gain)))
@@ -113,9 +128,11 @@ class TipAdapter(Method):
             if value != "val" and not from_0(value):
                 raise ValueError(f"{setting} must be a finite number from 0 or 'val'; got {value!r}.")
             if not grid or not all(map(from_0, grid)):
-                raise ValueError(f"{setting}_grid must hold at least one number, each finite and from 0; got {grid!r}.")
+                raise ValueError(f"{setting}_grid must hold at least one number, each finite and "
+                                 f"from 0; got {grid!r}.")
         if len(self.start) != 2 or not all(map(from_0, self.start)):
-            raise ValueError(f"start must be two finite numbers (alpha, beta) from 0; got {self.start!r}.")
+            raise ValueError("start must be two finite numbers (alpha, beta) from 0; got "
+                             f"{self.start!r}.")
 
     def _fit(self, episode):
         searched = [setting for setting in ("alpha", "beta") if getattr(self, setting) == "val"]
@@ -123,20 +140,24 @@ class TipAdapter(Method):
             need_validation(episode, setting)
         head = self._cache(episode)
         if self.finetune:
-            train([head.keys], lambda step: cross_entropy(head(episode.support.view(step)), episode.support.labels),
+            train([head.keys], lambda step: cross_entropy(head(episode.support.view(step)),
+                                                          episode.support.labels),
                   steps=self.steps, rate=self.rate, weight_decay=self.weight_decay)
         details = {}
         if searched:
-            scores = validation_scores(head, episode.val, self.alpha_grid if self.alpha == "val" else (self.alpha,),
+            scores = validation_scores(head, episode.val,
+                                       self.alpha_grid if self.alpha == "val" else (self.alpha,),
                                        self.beta_grid if self.beta == "val" else (self.beta,))
             (head.alpha, head.beta), tied = best(scores)
             details = {"tied": tied}
         return head, {"alpha": head.alpha, "beta": head.beta, "details": details,
-                      "steps": self.steps if self.finetune else 0, "parameters": head.keys.numel() if self.finetune else 0}
+                      "steps": self.steps if self.finetune else 0,
+                      "parameters": head.keys.numel() if self.finetune else 0}
 
     def _cache(self, episode) -> TipHead:
         support = episode.support
         views = normalize(support.features, dim=-1).reshape(support.views, len(support), -1)
-        alpha, beta = (first if ratio == "val" else ratio for first, ratio in zip(self.start, (self.alpha, self.beta)))
+        alpha, beta = (first if ratio == "val" else ratio for first,
+                       ratio in zip(self.start, (self.alpha, self.beta)))
         return TipHead(episode.text_features, normalize(views.mean(0), dim=-1), support.labels,
                        logit_scale=episode.logit_scale, alpha=alpha, beta=beta)

@@ -1,7 +1,9 @@
-"""The figures. Each function takes tables or arrays and returns a matplotlib Figure; nothing is computed but means and bars.
+"""The figures. Each function takes tables or arrays and returns a matplotlib Figure; nothing is
+computed but means and bars.
 
-`style.py` holds the house style, `studies.py` the figures of many runs, `fitting.py` of single fits, `space.py` of the
-feature space, `shift.py` of one fit in several places and `pictures.py` of pictures and prompts.
+`style.py` holds the house style, `studies.py` the figures of many runs, `fitting.py` of single
+fits, `space.py` of the feature space, `shift.py` of one fit in several places and `pictures.py` of
+pictures and prompts.
 """
 from ..naming import NAMES, features_of
 from .fitting import alpha_history, ratio_distributions, settings_tried, training_curves
@@ -11,7 +13,8 @@ from .space import manifold, measures
 from .studies import accuracy_bars, accuracy_over_shots, best_ratio, differences, gain_scatter, heat_map, reliability
 from .style import COLOURS, Figure, colours_of, describe, save, theme
 
-__all__ = ["COLOURS", "Figure", "NAMES", "accuracy_bars", "accuracy_over_alpha", "accuracy_over_shots", "alpha_history",
-           "best_ratio", "colours_of", "describe", "differences", "episode_grid", "error_over_scale", "features_of",
-           "gain_scatter", "heat_map", "manifold", "measures", "prompt_result", "ratio_distributions", "reliability",
-           "reliability_shift", "save", "settings_tried", "theme", "training_curves"]
+__all__ = ["COLOURS", "Figure", "NAMES", "accuracy_bars", "accuracy_over_alpha",
+           "accuracy_over_shots", "alpha_history", "best_ratio", "colours_of", "describe",
+           "differences", "episode_grid", "error_over_scale", "features_of", "gain_scatter",
+           "heat_map", "manifold", "measures", "prompt_result", "ratio_distributions",
+           "reliability", "reliability_shift", "save", "settings_tried", "theme", "training_curves"]

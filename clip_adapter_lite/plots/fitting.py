@@ -13,7 +13,8 @@ DEEP = [PALETTE[i] for i in (3, 0, 2, 1, 4, 5)]  # dark enough for lines and the
 
 @matplotlib.rc_context(theme())
 def training_curves(curves) -> Figure:
-    """Train (dashed) and test (solid) accuracy over training steps, {label: table of `curves.training_curve`}.
+    """Train (dashed) and test (solid) accuracy over training steps, {label: table of
+    `curves.training_curve`}.
 
     The gap between the two lines of a colour is what was learnt of the support images alone.
     """
@@ -26,14 +27,16 @@ def training_curves(curves) -> Figure:
         train, test = 100 * curve.train.iloc[-1], 100 * curve.test.iloc[-1]
         ends[f"{label}: test {test:.0f} %, gap {train - test:.0f}"] = (test, colour)
         lows += [100 * curve.train.min(), 100 * curve.test.min()]
-    axis.set(xlabel="training step", ylabel="accuracy (%)", ylim=(max(-2, 5 * (min(lows) // 5) - 2), 102),
+    axis.set(xlabel="training step", ylabel="accuracy (%)",
+             ylim=(max(-2, 5 * (min(lows) // 5) - 2), 102),
              xlim=(0, max(curve.step.max() for curve in curves.values())))
     label_ends(axis, ends)
     axis.legend(handles=[Line2D([], [], color=GREY, linestyle="--", label="train: the support images"),
                          Line2D([], [], color=GREY, linewidth=2, label="test")],
                 loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
     about = [curve.attrs for curve in curves.values()]
-    where = list(dict.fromkeys(f"{a['dataset']}, {count(a['shots'], 'shot')} per class, seed {a['seed']}" for a in about
+    where = list(dict.fromkeys(f"{a['dataset']}, {count(a['shots'], 'shot')} per class, seed "
+                               f"{a['seed']}" for a in about
                                if "dataset" in a))
     footer(figure, [a.get("backbone") for a in about], *where)
     frame(axis)
@@ -41,10 +44,13 @@ def training_curves(curves) -> Figure:
 
 
 @matplotlib.rc_context(theme())
-def alpha_history(tried, zero_shot: float, backbone: str | None = None, steps: int | None = None) -> Figure:
-    """The ratios tried so far, {α: (train, validation accuracy)}, the last of them marked; accuracies in [0, 1].
+def alpha_history(tried, zero_shot: float, backbone: str | None = None,
+                  steps: int | None = None) -> Figure:
+    """The ratios tried so far, {α: (train, validation accuracy)}, the last of them marked;
+    accuracies in [0, 1].
 
-    zero_shot: the validation accuracy of zero-shot CLIP, which is what α = 0 gives. steps: of each training.
+    zero_shot: the validation accuracy of zero-shot CLIP, which is what α = 0 gives. steps: of each
+        training.
     """
     figure = Figure(figsize=(7.5, 3.9))
     axis = figure.subplots()
@@ -52,36 +58,46 @@ def alpha_history(tried, zero_shot: float, backbone: str | None = None, steps: i
     colour, values = COLOURS["clip-adapter"], {a: (100 * t, 100 * v) for a, (t, v) in tried.items()}
     axis.axhline(100 * zero_shot, color=GREY, linestyle="--", linewidth=1.5)
     axis.axvline(now, color=colour, linewidth=6, alpha=0.15)
-    for which, style in enumerate(({"linestyle": "--", "marker": "o", "markerfacecolor": "white"}, {"marker": "o"})):
-        axis.plot(alphas, [values[a][which] for a in alphas], color=colour, linewidth=1.6, markersize=5, **style)
+    for which, style in enumerate(({"linestyle": "--", "marker": "o", "markerfacecolor": "white"},
+                                   {"marker": "o"})):
+        axis.plot(alphas, [values[a][which] for a in alphas], color=colour, linewidth=1.6,
+                  markersize=5, **style)
     axis.plot([now, now], values[now], "o", color=colour, markersize=9, zorder=4)
-    axis.set(xlabel="residual ratio α  (0: zero-shot CLIP, 1: the adapter alone)", ylabel="accuracy (%)", xlim=(-0.03, 1.03),
+    axis.set(xlabel="residual ratio α  (0: zero-shot CLIP, 1: the adapter alone)",
+             ylabel="accuracy (%)", xlim=(-0.03, 1.03),
              ylim=(max(-2, min(100 * zero_shot, *(min(v) for v in values.values())) - 8), 103))
-    axis.set_title(f"α = {now:g}: train {values[now][0]:.1f} %, validation {values[now][1]:.1f} %", color=ink(colour))
-    label_ends(axis, {"train": (values[alphas[-1]][0], colour), "validation": (values[alphas[-1]][1], colour),
+    axis.set_title(f"α = {now:g}: train {values[now][0]:.1f} %, validation {values[now][1]:.1f} %",
+                   color=ink(colour))
+    label_ends(axis, {"train": (values[alphas[-1]][0], colour),
+                      "validation": (values[alphas[-1]][1], colour),
                       "zero-shot, validation": (100 * zero_shot, GREY)})
-    footer(figure, [backbone], f"{count(len(tried), 'ratio')} tried{f', {steps} steps each' if steps else ''}")
+    footer(figure, [backbone], f"{count(len(tried), 'ratio')} "
+                               f"tried{f', {steps} steps each' if steps else ''}")
     frame(axis)
     return figure
 
 
 @matplotlib.rc_context(theme())
 def settings_tried(tried, title: str = "", backbone: str | None = None) -> Figure:
-    """What each of some settings reached, a row each: {label: {"train": …, "validation": …}}, accuracies in [0, 1].
+    """What each of some settings reached, a row each: {label: {"train": …, "validation": …}},
+    accuracies in [0, 1].
 
     The last is the current one and printed in bold; "test" is drawn too where it is given.
     """
-    marks = {"train": ("o", "white", 8), "validation": ("D", None, 8), "test": ("*", "#111111", 11)}  # sign, face, size
+    # sign, face, size
+    marks = {"train": ("o", "white", 8), "validation": ("D", None, 8), "test": ("*", "#111111", 11)}
     figure = Figure(figsize=(8.5, 0.34 * len(tried) + 1.5))
     axis = figure.subplots()
     for row, (label, found) in enumerate(tried.items()):
         colour = GREY if label in ("zero-shot", NAMES["zero-shot"]) else COLOURS["clip-adapter"]
-        axis.plot([100 * min(found.values()), 100 * max(found.values())], [row, row], color=colour, linewidth=1, alpha=0.5)
+        axis.plot([100 * min(found.values()), 100 * max(found.values())], [row, row], color=colour,
+                  linewidth=1, alpha=0.5)
         for split, value in found.items():
             marker, face, size = marks[split]
-            axis.plot([100 * value], [row], marker, color=colour, markerfacecolor=face or colour, markersize=size,
-                      linestyle="none")
-        axis.text(1.015, row, ", ".join(f"{split} {100 * value:.0f}" for split, value in found.items()) + " %", va="center",
+            axis.plot([100 * value], [row], marker, color=colour, markerfacecolor=face or colour,
+                      markersize=size, linestyle="none")
+        axis.text(1.015, row, ", ".join(f"{split} {100 * value:.0f}" for split,
+                                        value in found.items()) + " %", va="center",
                   fontsize=9, color=ink(colour), transform=axis.get_yaxis_transform())
     axis.set_yticks(range(len(tried)), tried)
     axis.get_yticklabels()[-1].set_fontweight("bold")
@@ -89,9 +105,11 @@ def settings_tried(tried, title: str = "", backbone: str | None = None) -> Figur
     axis.set(ylim=(len(tried) - 0.5, -0.5), xlim=(low - 2, 102), xlabel="accuracy (%)")
     axis.set_title(title, loc="left")
     shown = [split for split in marks if any(split in found for found in tried.values())]
-    signs = [Line2D([], [], linestyle="none", marker=marks[split][0], color=GREY, label=split, markersize=marks[split][2],
-                    markerfacecolor=marks[split][1] or GREY) for split in shown]
-    figure.legend(handles=signs, loc="upper right", ncols=len(shown), frameon=False, borderaxespad=0.1, columnspacing=1,
+    signs = [Line2D([], [], linestyle="none", marker=marks[split][0], color=GREY, label=split,
+                    markersize=marks[split][2], markerfacecolor=marks[split][1] or GREY)
+             for split in shown]
+    figure.legend(handles=signs, loc="upper right", ncols=len(shown), frameon=False,
+                  borderaxespad=0.1, columnspacing=1,
                   handletextpad=0.1)  # at the figure's corner: above the axis it would meet the title
     footer(figure, [backbone], "one seed")
     frame(axis)
@@ -100,7 +118,9 @@ def settings_tried(tried, title: str = "", backbone: str | None = None) -> Figur
 
 @matplotlib.rc_context(theme())
 def ratio_distributions(values, backbone: str | None = None, bins: int = 40) -> Figure:
-    """How ratios are spread over [0, 1], {label: 1-D array}: a histogram each, its median marked and written."""
+    """How ratios are spread over [0, 1], {label: 1-D array}: a histogram each, its median marked
+    and written.
+    """
     import numpy
     figure = Figure(figsize=(7.5, 0.8 * len(values) + 1.2), layout="constrained")
     axes = figure.subplots(len(values), 1, sharex=True, squeeze=False)[:, 0]
@@ -110,7 +130,8 @@ def ratio_distributions(values, backbone: str | None = None, bins: int = 40) -> 
                   color=COLOURS.get(label, PALETTE[0]))
         middle = float(numpy.median(ratios))
         axis.axvline(middle, color="#111111", linewidth=1.2)
-        axis.text(1.01, 0.5, f"median {middle:.2f}\nN = {len(ratios)}", transform=axis.transAxes, fontsize=9, va="center")
+        axis.text(1.01, 0.5, f"median {middle:.2f}\nN = {len(ratios)}", transform=axis.transAxes,
+                  fontsize=9, va="center")
         axis.set_ylabel(NAMES.get(label, label), rotation=0, ha="right", va="center")
         axis.set(yticks=[], xlim=(0, 1))
         axis.grid(axis="y", visible=False)

@@ -1,4 +1,6 @@
-"""Figures of pictures and prompts: the support images of an episode, and what a prompt makes of a test picture."""
+"""Figures of pictures and prompts: the support images of an episode, and what a prompt makes of a
+test picture.
+"""
 import matplotlib
 
 from ..naming import count
@@ -7,21 +9,24 @@ from .style import COLOURS, GREY, PALETTE, Figure, footer, theme
 
 @matplotlib.rc_context(theme())
 def prompt_result(bank, weights, classnames, image: int = 0, top: int = 5, picture=None) -> Figure:
-    """Left the `top` probabilities of one test picture, right the accuracy of these prompts beside the bank's own.
+    """Left the `top` probabilities of one test picture, right the accuracy of these prompts beside
+    the bank's own.
 
-    weights: W [K, D] of K class names, the first C of them for the bank's C classes in their order; further ones are
-    distractors, wrong for every picture. image: its row in the test split. picture: the picture (PIL), drawn if it is given.
+    weights: W [K, D] of K class names, the first C of them for the bank's C classes in their order;
+    further ones are distractors, wrong for every picture. image: its row in the test split.
+    picture: the picture (PIL), drawn if it is given.
     Raises ValueError for fewer names than the bank has classes, or an image that is not there.
     """
     from ..evaluation import accuracy
     from ..methods.base import cosine_logits
     test, own, classnames = bank.splits["test"], bank.text_features.float(), list(classnames)
     if len(classnames) < len(bank.classnames) or len(weights) != len(classnames):
-        raise ValueError(f"{bank.dataset} has {len(bank.classnames)} classes, so it needs as many names in their order "
-                         f"(more are distractors) and a row of W for each; got {count(len(classnames), 'name')} and "
-                         f"{count(len(weights), 'row')}.")
+        raise ValueError(f"{bank.dataset} has {len(bank.classnames)} classes, so it needs as many "
+                         "names in their order (more are distractors) and a row of W for each; "
+                         f"got {count(len(classnames), 'name')} and {count(len(weights), 'row')}.")
     if not 0 <= image < len(test):
-        raise ValueError(f"image must be from 0 to {len(test) - 1}, a row of {bank.dataset}'s test split; got {image}.")
+        raise ValueError(f"image must be from 0 to {len(test) - 1}, a row of {bank.dataset}'s test "
+                         f"split; got {image}.")
     features = test.view().float()
     logits = cosine_logits(features, weights.float(), bank.logit_scale)
     mine, theirs = (100 * accuracy(found, test.labels) for found in
@@ -35,18 +40,24 @@ def prompt_result(bank, weights, classnames, image: int = 0, top: int = 5, pictu
         axis.imshow(picture, cmap="gray")
         axis.set_axis_off()
     best, chance = best.tolist(), (100 * chance).tolist()
-    bars = left.barh(range(len(best)), chance, color=[PALETTE[0] if i == truth else "#bbbbbb" for i in best])
-    left.bar_label(bars, [f"{p:.1f}" + (" (true class)" if i == truth else "") for p, i in zip(chance, best)], padding=3,
+    bars = left.barh(range(len(best)), chance,
+                     color=[PALETTE[0] if i == truth else "#bbbbbb" for i in best])
+    left.bar_label(bars, [f"{p:.1f}" + (" (true class)" if i == truth else "") for p,
+                          i in zip(chance, best)], padding=3,
                    fontsize=9)
     left.set_yticks(range(len(best)), [_short(classnames[i]) for i in best])
-    left.set(ylim=(len(best) - 0.4, -0.6), xlim=(0, 125), xticks=range(0, 101, 25), xlabel="probability (%)",
-             title=f"test picture {image}: {_short(bank.classnames[truth], 40)}")
+    left.set(ylim=(len(best) - 0.4, -0.6), xlim=(0, 125), xticks=range(0, 101, 25),
+             xlabel="probability (%)", title=f"test picture {image}: "
+                                             f"{_short(bank.classnames[truth], 40)}")
     left.grid(axis="y", visible=False)
-    bars = right.bar(["these\nprompts", "the\nbank's"], [mine, theirs], color=[PALETTE[0], COLOURS["zero-shot"]], width=0.65)
+    bars = right.bar(["these\nprompts", "the\nbank's"], [mine, theirs],
+                     color=[PALETTE[0], COLOURS["zero-shot"]], width=0.65)
     right.bar_label(bars, [f"{mine:.1f}", f"{theirs:.1f}"], fontsize=10, padding=2)
-    right.set(ylim=(0, 112), yticks=range(0, 101, 25), ylabel="test accuracy (%)", title=count(len(test), "picture"))
+    right.set(ylim=(0, 112), yticks=range(0, 101, 25), ylabel="test accuracy (%)",
+              title=count(len(test), "picture"))
     right.grid(axis="x", visible=False)
-    footer(figure, [bank.backbone], f"{bank.dataset}; a prompt chosen by these bars would be chosen on test")
+    footer(figure, [bank.backbone], f"{bank.dataset}; a prompt chosen by these bars would be "
+                                    "chosen on test")
     return figure
 
 
@@ -56,7 +67,8 @@ def _short(name: str, most: int = 26) -> str:
 
 @matplotlib.rc_context(theme())
 def episode_grid(dataset, shots: int, seed: int = 1) -> Figure:
-    """The support pictures of an episode of an `ImageDataset`, a row per class: those of a bank built from it.
+    """The support pictures of an episode of an `ImageDataset`, a row per class: those of a bank
+    built from it.
 
     Raises BankError if a class has fewer training pictures than `shots`, or shots is below 1.
     """
@@ -71,7 +83,8 @@ def episode_grid(dataset, shots: int, seed: int = 1) -> Figure:
     for r, line in enumerate(chosen):
         for c, picture in enumerate(line):
             y, x = r * (side + gap), c * (side + gap)
-            mosaic[y:y + side, x:x + side] = open_image(picture).resize((side, side), Image.Resampling.BILINEAR)
+            mosaic[y:y + side, x:x
+                   + side] = open_image(picture).resize((side, side), Image.Resampling.BILINEAR)
     tile = min(0.55, 8.2 / shots, 12 / classes)  # inches
     figure = Figure(figsize=(max(4.5, shots * tile + 1.6), classes * tile + 1.1), layout="constrained")
     axis = figure.subplots()

@@ -1,4 +1,6 @@
-"""The house style, set here and nowhere else: seaborn's colour-blind palette, one colour a method everywhere."""
+"""The house style, set here and nowhere else: seaborn's colour-blind palette, one colour a method
+everywhere.
+"""
 import base64
 import io
 import textwrap
@@ -19,20 +21,27 @@ from ..naming import features_of
 PALETTE = seaborn.color_palette("colorblind").as_hex()
 GREY = "#555555"
 WIDTH = 10  # inches: the widest a figure may be, so that a laptop shows it at 100 %
-COLOURS = {"zero-shot": GREY, "linear-probe": PALETTE[0], "coop": PALETTE[2], "clip-adapter": PALETTE[3],
-           "tip-adapter": PALETTE[4], "tip-adapter(finetune=True)": PALETTE[5], "clip-adapter(branch=text)": PALETTE[1],
-           "clip-adapter(branch=both)": PALETTE[9], "clip-adapter(alpha=0.2)": "#882255",  # of Tol's muted scheme, as the
-           "clip-adapter(alpha=learned)": "#332288"}  # palette's last, pink, yellow and grey, are too pale for a line
-OTHERS = ["#cc6677", "#88ccee", "#117733", "#ddcc77", "#44aa99", "#999933", "#aa4499"]  # the rest of Tol's muted scheme, the
+COLOURS = {"zero-shot": GREY, "linear-probe": PALETTE[0], "coop": PALETTE[2],
+           "clip-adapter": PALETTE[3], "tip-adapter": PALETTE[4],
+           "tip-adapter(finetune=True)": PALETTE[5], "clip-adapter(branch=text)": PALETTE[1],
+           # of Tol's muted scheme, as the
+           "clip-adapter(branch=both)": PALETTE[9], "clip-adapter(alpha=0.2)": "#882255",
+           # palette's last, pink, yellow and grey, are too pale for a line
+           "clip-adapter(alpha=learned)": "#332288"}
+# the rest of Tol's muted scheme, the
+OTHERS = ["#cc6677", "#88ccee", "#117733", "#ddcc77", "#44aa99", "#999933", "#aa4499"]
 MARKERS = dict(zip(COLOURS, "oosoDDv^XP"))  # a second sign beside the colour
 
 
 class Figure(matplotlib.figure.Figure):
-    """matplotlib's, which also shows itself as the last expression of a cell: no pyplot, a light ground, and alt text."""
+    """matplotlib's, which also shows itself as the last expression of a cell: no pyplot, a light
+    ground, and alt text.
+    """
 
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
-        FigureCanvasAgg(self)  # keeps its renderer; without it, each text that is measured makes its own
+        # keeps its renderer; without it, each text that is measured makes its own
+        FigureCanvasAgg(self)
 
     def _repr_mimebundle_(self, **_) -> tuple[dict, dict]:
         png, words = io.BytesIO(), describe(self)
@@ -41,7 +50,9 @@ class Figure(matplotlib.figure.Figure):
                 {"image/png": {"alt": words}, "needs_background": "light"})
 
     def svg(self) -> str:
-        """The figure on white as SVG: sooner made than a PNG, and sharp at any size. Equal figures give equal text."""
+        """The figure on white as SVG: sooner made than a PNG, and sharp at any size. Equal figures
+        give equal text.
+        """
         drawn = io.StringIO()
         with matplotlib.rc_context({"svg.hashsalt": "clip-adapter-lite"}):
             self.savefig(drawn, format="svg", facecolor="white", metadata={"Date": None})
@@ -50,8 +61,10 @@ class Figure(matplotlib.figure.Figure):
 
 def theme() -> dict:
     """matplotlib settings of the house style, for `matplotlib.rc_context(theme())`."""
-    return {**seaborn.axes_style("whitegrid"), **seaborn.plotting_context("notebook"), "figure.dpi": 110,
-            "axes.spines.top": False, "axes.spines.right": False, "grid.color": "#e6e6e6", "axes.titlesize": 11,
+    return {**seaborn.axes_style("whitegrid"), **seaborn.plotting_context("notebook"),
+            "figure.dpi": 110,
+            "axes.spines.top": False, "axes.spines.right": False, "grid.color": "#e6e6e6",
+            "axes.titlesize": 11,
             "axes.titley": 1.0,  # not looked for, as no axis has anything at its top
             "axes.labelsize": 11, "xtick.labelsize": 10, "ytick.labelsize": 10, "legend.fontsize": 10}
 
@@ -67,11 +80,14 @@ def save(figure: matplotlib.figure.Figure, path: str | Path) -> Path:
 def colours_of(names: Iterable[str]) -> dict:
     """A colour for each name: a method's own, and for others colours that no method has."""
     others = [name for name in names if name not in COLOURS]
-    return COLOURS | dict(zip(others, OTHERS if len(others) <= len(OTHERS) else seaborn.husl_palette(len(others)).as_hex()))
+    return COLOURS | dict(zip(others, OTHERS if len(others) <= len(OTHERS)
+                              else seaborn.husl_palette(len(others)).as_hex()))
 
 
 def ink(colour: str) -> str:
-    """A colour darkened until text in it reads well on white, as points and lines of the palette already do."""
+    """A colour darkened until text in it reads well on white, as points and lines of the palette
+    already do.
+    """
     return to_hex([0.65 * part for part in to_rgb(colour)])
 
 
@@ -79,19 +95,22 @@ def footer(figure: Figure, backbones: Iterable[str | None], *notes: str) -> None
     """Say under the figure whose features it shows, and what else is worth knowing."""
     known = [features_of(backbone) for backbone in dict.fromkeys(backbones) if backbone]
     text = "; ".join([f"features: {', '.join(known) or 'not stated (give backbone=)'}", *notes])
-    figure.supxlabel(textwrap.fill(text, int(14 * figure.get_figwidth()), break_on_hyphens=False), fontsize=9, color=GREY)
+    figure.supxlabel(textwrap.fill(text, int(14 * figure.get_figwidth()), break_on_hyphens=False),
+                     fontsize=9, color=GREY)
 
 
 def legend_above(figure: Figure, axis) -> None:
     """The axis's legend above the figure, in as few rows as its width allows, of about equal length."""
     handles, labels = axis.get_legend_handles_labels()
     in_a_row = max(1, int(figure.get_figwidth() / (0.65 + 0.085 * max(map(len, labels)))))
-    figure.legend(handles, labels, loc="outside upper center", ncols=-(-len(labels) // -(-len(labels) // in_a_row)),
-                  frameon=False)
+    figure.legend(handles, labels, loc="outside upper center",
+                  ncols=-(-len(labels) // -(-len(labels) // in_a_row)), frameon=False)
 
 
 def describe(figure: Figure) -> str:
-    """The figure in words, as alt text: its titles, axis labels, categories and all that is written into it."""
+    """The figure in words, as alt text: its titles, axis labels, categories and all that is written
+    into it.
+    """
     words = []
     for axis in figure.axes:
         labels = filter(None, (axis.get_ylabel(), axis.get_xlabel()))
@@ -100,20 +119,24 @@ def describe(figure: Figure) -> str:
                  if isinstance(side.get_major_locator(), FixedLocator)]
         words += [tick for tick in ticks if not tick.replace(".", "").isdigit()]
         words += [text.get_text() for text in axis.texts]
-    words += [text.get_text() for legend in figure.legends for text in legend.get_texts()] + [figure.get_supxlabel()]
+    words += [text.get_text() for legend in figure.legends
+              for text in legend.get_texts()] + [figure.get_supxlabel()]
     return "; ".join(dict.fromkeys(" ".join(w.split()) for w in words if w.strip()))
 
 
 def label_ends(axis, ends: Mapping[str, tuple[float, str]]) -> None:
-    """Write at the right of the axis, at their heights and moved apart where they would meet, the names of lines.
+    """Write at the right of the axis, at their heights and moved apart where they would meet, the
+    names of lines.
 
     ends: name → (y, colour). Set the limits of the axis before.
     """
     from sklearn.isotonic import isotonic_regression
     low, high = axis.get_ylim()
-    gap = 14 * (high - low) / (0.7 * 72 * axis.figure.get_figheight())  # 14 points; the axis takes 0.7 of the height
+    # 14 points; the axis takes 0.7 of the height
+    gap = 14 * (high - low) / (0.7 * 72 * axis.figure.get_figheight())
     names = sorted(ends, key=lambda name: ends[name][0])
-    steps = [i * gap for i in range(len(names))]  # heights at least a gap apart: rising after a stair is taken off
+    # heights at least a gap apart: rising after a stair is taken off
+    steps = [i * gap for i in range(len(names))]
     free = isotonic_regression([ends[name][0] - step for name, step in zip(names, steps)])
     for name, height, step in zip(names, free, steps):
         axis.text(1.015, height + step, name, color=ink(ends[name][1]), fontsize=10, va="center",
@@ -121,7 +144,8 @@ def label_ends(axis, ends: Mapping[str, tuple[float, str]]) -> None:
 
 
 def frame(axis, top: float = 0.4, bottom: float = 0.82) -> None:
-    """Room for the labels at the left and right of a finished figure's one axis; top and bottom in inches.
+    """Room for the labels at the left and right of a finished figure's one axis; top and bottom in
+    inches.
 
     The layout engine finds the same in 40 ms, which a figure that follows a slider has not.
     """
@@ -132,15 +156,19 @@ def frame(axis, top: float = 0.4, bottom: float = 0.82) -> None:
     axis.figure.subplots_adjust(left / width, bottom / height, 1 - right / width, 1 - top / height)
 
 
-# Where a label may stand beside its point, best first: offset in points, horizontal and vertical alignment.
-PLACES = (((6, 0), "left", "center"), ((-6, 0), "right", "center"), ((5, 5), "left", "bottom"), ((-5, 5), "right", "bottom"),
-          ((5, -5), "left", "top"), ((-5, -5), "right", "top"), ((0, 7), "center", "bottom"), ((0, -7), "center", "top"))
+# Where a label may stand beside its point, best first: offset in points, horizontal and vertical
+# alignment.
+PLACES = (((6, 0), "left", "center"), ((-6, 0), "right", "center"), ((5, 5), "left", "bottom"),
+          ((-5, 5), "right", "bottom"), ((5, -5), "left", "top"), ((-5, -5), "right", "top"),
+          ((0, 7), "center", "bottom"), ((0, -7), "center", "top"))
 
 
 def label_points(axis, points, names: Iterable[str], places=PLACES, bars=(), **style) -> list:
-    """Write each name beside its point [x, y], where it covers the least of others, their names and `bars`; annotations.
+    """Write each name beside its point [x, y], where it covers the least of others, their names and
+    `bars`; annotations.
 
-    bars: line segments [[x, y], [x, y]]. The figure must be finished but for this and laid out, so that places in pixels
+    bars: line segments [[x, y], [x, y]]. The figure must be finished but for this and laid out, so
+        that places in pixels
     are known: call `figure.draw_without_rendering()` before.
     """
     taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in axis.transData.transform(points)]
