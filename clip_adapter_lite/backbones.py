@@ -182,7 +182,8 @@ def load_backbone(name: str = "pocket", tag: str | None = None,
             raise ValueError(f"The pocket CLIP installed here has weights '{pocket.tag()}', not "
                              f"'{tag}'; a bank made by other weights needs the version of "
                              "clip-adapter-lite that made it.")
-        model, source, tag = pocket.load(precision=precision), f"local-dir:{pocket.FOLDER}", pocket.tag()
+        model, tag = pocket.load(precision=precision), pocket.tag()
+        source = f"local-dir:{pocket.FOLDER}"
     else:
         model, source, tag = _open_clip(name, tag, precision)
     preprocess = open_clip.transform.image_transform_v2(

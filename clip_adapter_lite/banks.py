@@ -62,8 +62,9 @@ class FeatureBank:
                                              "shape [C, D]", TEXT)
         for precision in (text, text.half()):
             check_text(precision, len(self.classnames), self.dataset)
-        if not isinstance(self.splits, Mapping) or not all(isinstance(split, Split)
-                                                           for split in self.splits.values()):
+        whole = isinstance(self.splits, Mapping) and all(isinstance(split, Split)
+                                                         for split in self.splits.values())
+        if not whole:
             raise BankError(f"{self.dataset}: splits must be a dictionary of `Split`s; give "
                             f"Split(features, labels) for {', '.join(SPLITS)}.")
         if set(self.splits) != set(SPLITS):

@@ -22,6 +22,7 @@ from .splits import SPLITS, Split
 
 # kept notebooks import the last three from here
 __all__ = ["build", "encode", "open_image", "preprocessing"]
+READ_BY = "torch", "torchvision", "open_clip_torch", "timm", "pillow"  # what features depend on
 SHARD = 8  # batches in a shard: what a kill can cost, seconds on a GPU and half a minute on two cores
 
 
@@ -158,8 +159,7 @@ def _job(dataset: ImageDataset, encoder: Encoder, batch: int) -> dict:
             "preprocessing": preprocessing(backbone, encoder.style), "views": encoder.views,
             "plain": encoder.plain,
             "seed": encoder.seed if encoder.views > 1 else None, "batch": batch,
-            "device": backbone.device.type, "versions": {name: version(name)
-                                                         for name in ("torch", "torchvision", "open_clip_torch", "timm", "pillow")}}
+            "device": backbone.device.type, "versions": {name: version(name) for name in READ_BY}}
 
 
 @contextmanager

@@ -93,8 +93,8 @@ def _of_array(values):
     import numpy
     from PIL import Image
     values = as_array(values)
-    if values.dtype != numpy.uint8 or values.ndim not in (2,
-                                                          3) or values.ndim == 3 and values.shape[2] not in (3, 4):
+    coloured = values.ndim == 3 and values.shape[2] in (3, 4)
+    if values.dtype != numpy.uint8 or values.ndim != 2 and not coloured:
         raise OSError(f"An array of {values.dtype} of shape {list(values.shape)} is not a readable "
                       "picture; give a list of paths or PIL images, or bytes (uint8) of shape [H, "
                       "W, 3] in the order red, green, blue.")
@@ -130,7 +130,8 @@ def random_view(picture, draw: random.Random, area: tuple[float, float], size: t
     from PIL import Image
     width, height = picture.size
     for _ in range(10):
-        share, aspect = draw.uniform(*area) * width * height, math.exp(draw.uniform(math.log(3 / 4), math.log(4 / 3)))
+        share = draw.uniform(*area) * width * height
+        aspect = math.exp(draw.uniform(math.log(3 / 4), math.log(4 / 3)))
         w, h = round(math.sqrt(share * aspect)), round(math.sqrt(share / aspect))
         if 0 < w <= width and 0 < h <= height:
             break
@@ -157,11 +158,13 @@ class Encoder:
         from torchvision.transforms import Compose, Normalize
         if views < 1:
             raise ValueError(f"views must be at least 1, the plain picture; got {views}.")
-        self.backbone, self.style, self.views, self.seed, self.plain = backbone, style, views, seed, plain
+        self.backbone, self.style, self.views = backbone, style, views
+        self.seed, self.plain = seed, plain
         facts = preprocessing(backbone, style)
         size = facts["size"]
         self.size = (size, size) if isinstance(size, int) else (size[1], size[0])  # (width, height)
-        self.resample = Image.Resampling.BILINEAR if facts.get("interpolation") == "bilinear" else Image.Resampling.BICUBIC
+        bilinear = facts.get("interpolation") == "bilinear"
+        self.resample = Image.Resampling.BILINEAR if bilinear else Image.Resampling.BICUBIC
         steps = getattr(backbone.preprocess, "transforms", ())
         self.normalize = steps[-1] if len(steps) > 2 and isinstance(steps[-1], Normalize) else None
         # the last but one makes a tensor

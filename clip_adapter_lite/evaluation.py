@@ -94,8 +94,8 @@ def _checked(scores: Tensor, labels: Tensor, classes: int | None = None) -> tupl
     must = "Expected scores of shape [N, C] and N integer labels with N at least 1"
     do = "give one row of scores for each image"
     scores, labels = as_tensor(scores, must, do).cpu(), as_tensor(labels, must, LABELS).cpu()
-    if scores.ndim != 2 or not scores.numel() or labels.shape != scores.shape[:1] or not is_whole(labels) or \
-            scores.is_complex():
+    paired = scores.ndim == 2 and scores.numel() and labels.shape == scores.shape[:1]
+    if not paired or not is_whole(labels) or scores.is_complex():
         raise ValueError(f"{must}; got {list(scores.shape)} and {labels.dtype} of shape "
                          f"{list(labels.shape)}; {do}.")
     predicted(scores)  # raises

@@ -188,7 +188,8 @@ def _best_rate(made: Callable[[], tuple[list[Tensor], Logits]], splits: list[tup
             train(parameters, loss, steps=steps, rate=rate, after_step=after_step)
         seconds += time.perf_counter() - start - looking
         table = pandas.DataFrame(rows, columns=["step", "loss", "train", "val", "test", "val_loss"])
-        tables[rate], scores[rate] = table.drop(columns="val_loss"), (float(table.val.iloc[-1]), -table.val_loss.iloc[-1])
+        tables[rate] = table.drop(columns="val_loss")
+        scores[rate] = float(table.val.iloc[-1]), -table.val_loss.iloc[-1]
     best = max(rates, key=scores.get)
     table = tables[best]
     table.attrs = {"rate": best, "tried": {rate: score[0] for rate, score in scores.items()},

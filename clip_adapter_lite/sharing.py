@@ -33,10 +33,14 @@ def push(bank: FeatureBank | str | Path, dest: str | Path, *, backbone: str = "p
     Raises BankError if another bank is there, unless with `force`; OSError if it cannot be written.
     """
     import fsspec
-    name = bank.dataset if isinstance(bank,
-                                      FeatureBank) else PurePosixPath(bank).name.removesuffix(".safetensors")
-    bank = bank if isinstance(bank, FeatureBank) else FeatureBank.load(bank, backbone)
-    url = str(dest) if str(dest).endswith(".safetensors") else f"{str(dest).rstrip('/')}/{name}.safetensors"
+    if isinstance(bank, FeatureBank):
+        name = bank.dataset
+    else:
+        name = PurePosixPath(bank).name.removesuffix(".safetensors")
+        bank = FeatureBank.load(bank, backbone)
+    url = str(dest)
+    if not url.endswith(".safetensors"):
+        url = f"{url.rstrip('/')}/{name}.safetensors"
     if url.startswith(WEB):
         raise ValueError(f"{url} can only be read from; push to a folder, hf://datasets/owner/repo "
                          "or a bucket.")
@@ -175,7 +179,8 @@ def _only_bank(url: str) -> str:
 def _recorded(url: str) -> str | None:
     """The SHA-256 that the file beside a bank gives; None if there is none."""
     parts = urlsplit(url)
-    beside = parts._replace(path=f"{parts.path}.sha256").geturl() if url.startswith(WEB) else f"{url}.sha256"
+    web = url.startswith(WEB)
+    beside = parts._replace(path=f"{parts.path}.sha256").geturl() if web else f"{url}.sha256"
     try:
         words = next(_chunks(beside), b"").decode(errors="replace").split()
     except FileNotFoundError:

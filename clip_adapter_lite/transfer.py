@@ -50,7 +50,8 @@ def transfer(classifier: Classifier, bank: FeatureBank, *,
             head = classifier.method.reworded(head, bank.episode(1, allow_fewer=True).to(head.place))
     else:
         columns = _columns(classifier.classnames, bank, mapping or {})
-        head = classifier.head if columns == list(range(len(classifier.classnames))) else Columns(classifier.head, columns)
+        same = columns == list(range(len(classifier.classnames)))
+        head = classifier.head if same else Columns(classifier.head, columns)
     return replace(classifier, head=head, classnames=bank.classnames,
                    origin=classifier.origin | {"transferred_to": bank.dataset})
 
@@ -104,7 +105,8 @@ def _part(bank: FeatureBank, start: int, stop: int, name: str) -> FeatureBank:
     for which, split in bank.splits.items():
         kept = split.take(((split.labels >= start) & (split.labels < stop)).nonzero().squeeze(1))
         splits[which] = Split(kept.features, kept.labels - start)
-    protocol = f"{bank.meta.get('protocol', '')}; {name}: classes {start + 1} to {stop} of {len(bank.classnames)}"
+    protocol = (f"{bank.meta.get('protocol', '')}; {name}: classes {start + 1} to {stop} of "
+                f"{len(bank.classnames)}")
     return replace(bank, dataset=f"{bank.dataset}-{name}", classnames=bank.classnames[start:stop],
                    text_features=bank.text_features[start:stop], splits=splits,
                    meta=bank.meta | {"protocol": protocol.removeprefix("; ")})
@@ -166,8 +168,8 @@ def _columns(known: tuple[str, ...], bank: FeatureBank, mapping: Mapping[str, st
     rows_of: dict[int, int] = {}  # column of the classifier → row of the bank
     for name, rows in wanted.items():
         here, target = bank.classnames[rows[0]], mapping.get(name, name)
-        found = [target] if isinstance(target,
-                                       int) and 0 <= target < len(known) else there.get(_key(target), [])
+        column = isinstance(target, int) and 0 <= target < len(known)
+        found = [target] if column else there.get(_key(target), [])
         if not found:
             said = f" ('{target}' in mapping)" if name in mapping else ""
             raise ValueError(f"{bank.dataset}'s class '{here}'{said} is not one that this "

@@ -23,8 +23,8 @@ def as_tensor(values, must: str, do: str) -> Tensor:
         import numpy
         got = f"{type(values).__name__} that is no array of numbers"
         try:
-            if isinstance(values, (list, tuple)) and values and all(isinstance(value, Tensor)
-                                                                    for value in values):
+            listed = isinstance(values, (list, tuple)) and values
+            if listed and all(isinstance(value, Tensor) for value in values):
                 values = torch.stack(values)
             else:
                 array = numpy.asarray(values)

@@ -78,7 +78,8 @@ class Explorer(ipywidgets.VBox):
             # as wide as the same figure in a static cell
             width = round(self.figure.get_figwidth() * self.figure.dpi)
             self._picture.value = f'<img alt="{alt}" src="{source}" width="{width}" style="{PAPER}">'
-        self._said.value = f'<p role="alert" style="{NOTE}">{escape(self.message)}</p>' if self.message else ""
+        opening = f'<p role="alert" style="{NOTE}">'
+        self._said.value = f"{opening}{escape(self.message)}</p>" if self.message else ""
 
 
 def _look(label: str, width: str = "300px", **options) -> dict:

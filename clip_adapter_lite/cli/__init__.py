@@ -6,7 +6,8 @@ import sys
 from rich.console import Console
 from rich.markup import escape
 
-from . import banks, datasets, inference, reproduce, studies  # noqa: F401  (their commands enter the application)
+# their commands enter the application
+from . import banks, datasets, inference, reproduce, studies  # noqa: F401
 from .app import app
 
 STAND_INS = {"α": "alpha", "β": "beta", "±": "+-", "–": "-", "—": "-", "…": "...", "✓": "ok",

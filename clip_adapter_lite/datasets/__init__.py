@@ -120,7 +120,9 @@ def load_dataset(name: str, root: str | Path, *, download: bool = False, allow_m
 
 def _how(name: str) -> str:
     by_hand = f"by hand: {TABLE[name]['by_hand']}"
-    return f"fetch it with download=True (--download), or {by_hand}" if downloadable(name) else f"fetch it {by_hand}"
+    if downloadable(name):
+        return f"fetch it with download=True (--download), or {by_hand}"
+    return f"fetch it {by_hand}"
 
 
 def _download(name: str, root: Path) -> None:

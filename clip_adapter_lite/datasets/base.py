@@ -127,8 +127,8 @@ def hold_out(items: Sequence[Item], seed: int, share: float = 0.2,
     for label, rows in _by_class(items).items():
         wanted = max(1, round(len(rows) * share))
         held.update(rank(seed, label, rows)[:min(wanted, most or wanted, len(rows) - 1)])
-    return [x for i, x in enumerate(items) if i not in held], [x
-                                                               for i, x in enumerate(items) if i in held]
+    return ([x for i, x in enumerate(items) if i not in held],
+            [x for i, x in enumerate(items) if i in held])
 
 
 def pictures(folder: Path) -> list[Path]:
@@ -197,7 +197,8 @@ def complete(name: str, classnames: Sequence[str], splits: dict[str, list[Item]]
     else:
         gone, total, missing, first = [], expected, max(0, expected - len(paths)), ""
     if missing and (missing == total or not allow_missing):
-        either = "" if missing == total else ", or leave them out with allow_missing=True (--allow-missing)"
+        leave_out = ", or leave them out with allow_missing=True (--allow-missing)"
+        either = "" if missing == total else leave_out
         raise BankError(f"{name}: {missing} of {total} pictures are missing{first}; unpack the "
                         f"dataset again (--download does so only where its folder is gone){either}.")
     lost = set(gone)

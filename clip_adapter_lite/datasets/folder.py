@@ -46,7 +46,9 @@ def own_folder(root: Path, seed: int,
     names = _names(classes, next((p for p in (root, asked) if (p / "classes.json").is_file()), root))
     items = {part: _part(given[part], classes)
              for part in given} or {"train": folder_items(root, classes)}
-    whose = f"own {' and '.join(given)} folder{'s' if len(given) > 1 else ''}" if given else "one folder a class"
+    whose = "one folder a class"
+    if given:
+        whose = f"own {' and '.join(given)} folder{'s' if len(given) > 1 else ''}"
     if len(items) == 1:
         splits, how = _by_rule(items["train"], classes, seed), RULE
     elif len(items) == 2:  # a lone val folder is what the classifier is judged on, as ImageNet's is
@@ -184,5 +186,5 @@ def _names(classes: list[str], root: Path) -> tuple[str, ...]:
 
 
 def _few(names: list[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names[:5]) + (f" and {len(names) - 5} "
-                                                           "more" if len(names) > 5 else "")
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(f"'{name}'" for name in names[:5]) + more

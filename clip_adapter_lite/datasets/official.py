@@ -60,7 +60,8 @@ def listed(name: str, folder: Path, seed: int) -> Read:
     classes = tuple(CLEAN.get(name, str)(c) for c in given)
     if name == "flowers102":  # ten pictures a class each; pooled they give 16 shots
         train, val = hold_out(items["train"] + items["val"], seed)
-        protocol = f"official train and val pooled, a fifth of it for validation by hash, seed {seed}; official test"
+        protocol = ("official train and val pooled, a fifth of it for validation by hash, seed "
+                    f"{seed}; official test")
     elif "val" in parts:
         train, val, protocol = items["train"], items["val"], "official train, val and test"
     else:

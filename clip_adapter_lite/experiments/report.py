@@ -40,8 +40,8 @@ def markdown(table, banks: Sequence[FeatureBank], backbone: str,
         lines += ["", f"## {method}", "", _line(heads), _line(["---"] * len(heads))]
         for dataset, cells in rows.groupby("dataset", sort=False):
             by_shots = {row.shots: cell(row) for row in cells.itertuples()}
-            remarks = dict.fromkeys("; ".join(cells.remarks).replace("not measured: no "
-                                                                     "run", "").split("; "))
+            remarks = "; ".join(cells.remarks).replace("not measured: no run", "")
+            remarks = dict.fromkeys(remarks.split("; "))
             seeds = sorted(set(cells.seeds) - {0})
             lines.append(_line([settings().get(dataset, (dataset,))[0],
                                 *(by_shots.get(s, "–") for s in shots),
@@ -65,7 +65,9 @@ def cell(row) -> str:
     """"theirs / ours ± deviation / difference" of a row of the table."""
     import pandas
     there = lambda value: not pandas.isna(value)
-    ours = "not measured" if not row.seeds else f"{row.ours:.2f}" + (f" ± {row.std:.2f}" if there(row.std) else "")
+    ours = "not measured"
+    if row.seeds:
+        ours = f"{row.ours:.2f}" + (f" ± {row.std:.2f}" if there(row.std) else "")
     return " / ".join([f"{row.paper:.2f}" if there(row.paper) else "–", ours,
                        *([f"{row.difference:+.2f}"] if there(row.difference) else [])])
 

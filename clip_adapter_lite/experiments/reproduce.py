@@ -136,7 +136,8 @@ def beside(runs, banks: Sequence[FeatureBank], backbone: str, unfit: Mapping[str
     table = pandas.DataFrame([{"dataset": dataset, "backbone": backbone, "method": method,
                                "shots": shots, **rows[dataset, method, shots]} for dataset, method,
                               shots in order])
-    return table.drop(columns="same").astype(dict.fromkeys(("paper", "ours", "std", "difference"), float))
+    numbers = dict.fromkeys(("paper", "ours", "std", "difference"), float)
+    return table.drop(columns="same").astype(numbers)
 
 
 def _ours(runs, banks: Sequence[FeatureBank],

@@ -90,8 +90,8 @@ def cells(banks, shots, seeds) -> tuple[list[FeatureBank], list[int], list[int]]
     if wrong := [bank for bank in banks if not isinstance(bank, FeatureBank)]:
         raise BankError(f"banks must be feature banks; got {shown(wrong[0])}, so give "
                         "FeatureBank.load(name).")
-    return banks, [whole_number(s, "shots") for s in several(shots)], [whole_number(s, "seeds")
-                                                                       for s in several(seeds)]
+    return (banks, [whole_number(s, "shots") for s in several(shots)],
+            [whole_number(s, "seeds") for s in several(seeds)])
 
 
 def checked(runs: list[Run]) -> list[Run]:
@@ -166,7 +166,9 @@ class Results:
         self._rewrite(self.rows.values())
 
     def _resume(self) -> None:
-        before = json.loads(self.about_path.read_text(encoding="utf-8")) if self.about_path.exists() else {}
+        before = {}
+        if self.about_path.exists():
+            before = json.loads(self.about_path.read_text(encoding="utf-8"))
         for what in ("banks", "methods"):
             for name, value in self.about[what].items():
                 if before.get(what, {}).get(name, value) != value:
@@ -180,8 +182,8 @@ class Results:
     def add(self, key: tuple, row: dict, details: dict) -> None:
         """Append a finished run; on disk when this returns."""
         self.rows[key] = row
-        self.about["details"][" / ".join(map(str, key))] = {k: v
-                                                            for k, v in details.items() if k != "scores"}
+        told = {k: v for k, v in details.items() if k != "scores"}
+        self.about["details"][" / ".join(map(str, key))] = told
         with self.path.open("a", encoding="utf-8", newline="") as file:
             csv.DictWriter(file, self.columns).writerow(row)
             file.flush()

@@ -36,8 +36,8 @@ def _method_at(base: Method, point: Mapping) -> Method:
     unless it has values there.
     """
     method = with_settings(base, point)
-    if isinstance(method,
-                  CLIPAdapter) and method.branch != "visual" and "alpha" in point and "beta" not in point:
+    alone = "alpha" in point and "beta" not in point
+    if isinstance(method, CLIPAdapter) and method.branch != "visual" and alone:
         method = replace(method, beta=point["alpha"])
     return method
 

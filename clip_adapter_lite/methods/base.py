@@ -111,7 +111,8 @@ class Classifier:
         """The features [N, D] where the head is, and the device they were on. Raises BankError as
         `logits` does.
         """
-        must = f"A classifier takes features of shape [N, {self.head.width}], the width it was fitted on"
+        must = (f"A classifier takes features of shape [N, {self.head.width}], the width it was "
+                "fitted on")
         do = "so give those of the backbone that it was fitted with"
         features = as_tensor(features, must, do)
         if features.ndim != 2 or features.shape[1] != self.head.width:
@@ -182,8 +183,8 @@ class Method(ABC):
             value = str(value) if isinstance(value, torch.device) else value
             kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
             allowed = {KINDS.get(get_origin(kind) or kind, (object, "anything")) for kind in kinds}
-            if not isinstance(value, tuple(kind for kind,
-                                           _ in allowed)) or isinstance(value, bool) and bool not in kinds:
+            right = isinstance(value, tuple(kind for kind, _ in allowed))
+            if not right or isinstance(value, bool) and bool not in kinds:
                 words = " or ".join(sorted(word for _, word in allowed))
                 wrong = wrong or f"{name} of {self.name} must be {words}; got {shown(value)}."
             object.__setattr__(self, name, value)

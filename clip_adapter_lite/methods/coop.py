@@ -82,9 +82,11 @@ class Prompts(nn.Module):
         whose activations are computed again for the gradient instead of being kept.
         """
         if self.shared:
-            prefix = self.backbone.encode_prefix(torch.cat([self.static[0, :1], self.context.to(self.static.dtype)]))
+            shared = torch.cat([self.static[0, :1], self.context.to(self.static.dtype)])
+            prefix = self.backbone.encode_prefix(shared)
             before = 1 + len(self.context)
-            encode = lambda rows: self.backbone.encode_tokens(self.static[rows, 1:], self.end[rows] - before, prefix)
+            encode = lambda rows: self.backbone.encode_tokens(
+                self.static[rows, 1:], self.end[rows] - before, prefix)
         else:
             encode = lambda rows: self.backbone.encode_tokens(self.embedded(rows), self.end[rows])
         if len(self.end) <= CLASSES:

@@ -10,7 +10,15 @@ from .fitting import alpha_history, ratio_distributions, settings_tried, trainin
 from .pictures import episode_grid, prompt_result
 from .shift import accuracy_over_alpha, error_over_scale, reliability_shift
 from .space import manifold, measures
-from .studies import accuracy_bars, accuracy_over_shots, best_ratio, differences, gain_scatter, heat_map, reliability
+from .studies import (
+    accuracy_bars,
+    accuracy_over_shots,
+    best_ratio,
+    differences,
+    gain_scatter,
+    heat_map,
+    reliability,
+)
 from .style import COLOURS, Figure, colours_of, describe, save, theme
 
 __all__ = ["COLOURS", "Figure", "NAMES", "accuracy_bars", "accuracy_over_alpha",

@@ -37,7 +37,9 @@ def panels_of(table, *axes: str) -> list:
     left out.
     """
     axes = [*MEASURED, *axes]
-    if "alpha" not in table or "method" in axes[len(MEASURED):] or table.groupby("method").alpha.nunique().max() > 1:
+    varied = axes[len(MEASURED):]
+    if ("alpha" not in table or "method" in varied
+            or table.groupby("method").alpha.nunique().max() > 1):
         axes.append("alpha")  # found by the fit, not set
     varying = [c for c in table.columns if c not in axes and table[c].nunique() > 1]
 
@@ -98,7 +100,8 @@ def accuracy_over_shots(table, columns: int = 3) -> Figure:
     summary = summarise(table)
     datasets, methods = list(dict.fromkeys(summary.dataset)), list(dict.fromkeys(summary.method))
     shots, colours = sorted(summary.shots.unique()), colours_of(methods)
-    direct, width = len(datasets) == 1 and len(methods) <= 6, {1: 7.0, 2: 4.9}.get(min(columns, len(datasets)), 3.3)
+    direct = len(datasets) == 1 and len(methods) <= 6
+    width = {1: 7.0, 2: 4.9}.get(min(columns, len(datasets)), 3.3)
     figure, axes, columns = _grid(len(datasets), columns, width, 3.9 if width > 4 else 2.9,
                                   0.4 if direct else 0.9, sharey=True)
     for axis, dataset in zip(axes, datasets):
@@ -229,7 +232,8 @@ def gain_scatter(table, a: str, b: str, reference: str = "zero-shot", shots: int
     for method in (a, b, reference):
         if method not in set(here.method):
             raise ValueError(f"There are no runs of '{method}' with {count(shots, 'shot')} in the "
-                             f"table, which has {', '.join(here.method.unique()) or 'none at all'}; run it, or name another method.")
+                             f"table, which has {', '.join(here.method.unique()) or 'none at all'}; "
+                             "run it, or name another method.")
     wide = here.pivot(index=["dataset", "backbone", "seed"], columns="method", values="accuracy")
     gain = (100 * (wide[a] - wide[b])).dropna().groupby(["dataset", "backbone"],
                                                         sort=False).agg(["mean", "std"])

@@ -89,7 +89,8 @@ def load(path: Path = WEIGHTS, precision: str = "fp32") -> torch.nn.Module:
     if lacking:
         raise RuntimeError(f"{path} lacks {', '.join(sorted(lacking))}; reinstall "
                            "clip-adapter-lite or train it again.")
-    state["token_embedding.weight"] = state.pop("token_embedding.int8").float() * state.pop("token_embedding.scale")
+    state["token_embedding.weight"] = (state.pop("token_embedding.int8").float()
+                                       * state.pop("token_embedding.scale"))
     state |= {f"visual.trunk.{k}": v for k, v in trunk_state().items()
               if not k.startswith("classifier.")}
     # open_clip halves a timm trunk's batch norms too, whose variances need more
