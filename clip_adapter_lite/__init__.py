@@ -12,14 +12,26 @@ from .experiments.compare import compare, summarise
 from .experiments.reference import recompute, reference
 from .experiments.sweep import sweep
 from .inference import load_classifier, predict, save_classifier
-from .methods import METHODS, Classifier, CLIPAdapter, CoOp, LinearProbe, Method, TipAdapter, ZeroShot
+from .methods import (
+    CLAP,
+    GDA,
+    METHODS,
+    Classifier,
+    CLIPAdapter,
+    CoOp,
+    LinearAdapter,
+    LinearProbe,
+    Method,
+    TipAdapter,
+    ZeroShot,
+)
 from .sharing import pull, push
 from .splits import Split
 from .transfer import base_and_new, transfer
 
-__all__ = ["Backbone", "BankError", "CLIPAdapter", "Classifier", "CoOp", "Episode", "FeatureBank",
-           "LinearProbe", "METHODS", "Method", "Split", "TipAdapter", "ZeroShot", "base_and_new",
-           "build_bank", "calibration_error", "classifier_weights", "compare", "list_banks",
-           "load_backbone", "load_classifier", "paired_bootstrap", "per_class_accuracy", "predict",
-           "pull", "push", "recompute", "reference", "reliability_curve", "save_classifier",
-           "summarise", "sweep", "transfer"]
+__all__ = ["Backbone", "BankError", "CLAP", "CLIPAdapter", "Classifier", "CoOp", "Episode",
+           "FeatureBank", "GDA", "LinearAdapter", "LinearProbe", "METHODS", "Method", "Split",
+           "TipAdapter", "ZeroShot", "base_and_new", "build_bank", "calibration_error",
+           "classifier_weights", "compare", "list_banks", "load_backbone", "load_classifier",
+           "paired_bootstrap", "per_class_accuracy", "predict", "pull", "push", "recompute",
+           "reference", "reliability_curve", "save_classifier", "summarise", "sweep", "transfer"]

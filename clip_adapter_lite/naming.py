@@ -2,14 +2,15 @@
 import unicodedata
 from collections.abc import Iterable
 
-# first four those that colour-blind eyes tell apart best
 NAMES = {"zero-shot": "zero-shot CLIP", "linear-probe": "linear probe", "coop": "CoOp",
          "clip-adapter": "CLIP-Adapter", "tip-adapter": "Tip-Adapter",
          "tip-adapter(finetune=True)": "Tip-Adapter-F",
          "clip-adapter(branch=text)": "CLIP-Adapter, text",
          "clip-adapter(branch=both)": "CLIP-Adapter, both",
          "clip-adapter(alpha=0.2)": "CLIP-Adapter, α = 0.2",
-         "clip-adapter(alpha=learned)": "CLIP-Adapter, learned α"}
+         "clip-adapter(alpha=learned)": "CLIP-Adapter, learned α",
+         "clap": "CLAP", "clap(constraint=False)": "ZS-LP", "gda": "GDA-CLIP",
+         "linear-adapter": "linear adapter"}
 
 
 def features_of(backbone: str) -> str:

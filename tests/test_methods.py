@@ -15,7 +15,20 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch.nn.functional import softmax
 
-from clip_adapter_lite import BankError, CLIPAdapter, CoOp, Episode, FeatureBank, LinearProbe, Split, ZeroShot, backbones
+from clip_adapter_lite import (
+    CLAP,
+    GDA,
+    BankError,
+    CLIPAdapter,
+    CoOp,
+    Episode,
+    FeatureBank,
+    LinearAdapter,
+    LinearProbe,
+    Split,
+    ZeroShot,
+    backbones,
+)
 from clip_adapter_lite.experiments.reference import MEASURED as REFERENCE
 from clip_adapter_lite.inference import load_classifier, save_classifier
 from clip_adapter_lite.manifold import fitted_features
@@ -45,6 +58,10 @@ ALL = {
     "tip-adapter": TipAdapter(device="cpu"),
     "tip-adapter-f": TipAdapter(device="cpu", finetune=True, steps=12, rate=1e-2),
     "tip-adapter-f, fixed": TipAdapter(device="cpu", finetune=True, alpha=2.0, beta=5.0, steps=12, rate=1e-2),
+    "clap": CLAP(device="cpu", steps=12),
+    "zs-lp": CLAP(device="cpu", steps=12, constraint=False),
+    "gda": GDA(device="cpu"),
+    "linear-adapter": LinearAdapter(device="cpu", steps=12),
     "coop": CoOp(device="cpu", steps=4),
     "coop, class-specific": CoOp(device="cpu", steps=4, class_specific=True),
     "coop, random start": CoOp(device="cpu", steps=4, words=None, class_specific=True),
@@ -177,7 +194,7 @@ def test_nothing_is_learned_from_the_test_split(method):
     assert torch.equal(one.logits(episode.test.features), two.logits(episode.test.features))
 
 
-@methods("zero-shot", "linear-probe", "tip-adapter")  # train nothing by gradient descent here
+@methods("zero-shot", "linear-probe", "tip-adapter", "gda")  # train nothing by gradient descent here
 def test_only_new_parameters_are_trained_and_no_gradient_reaches_features_or_backbone(method, monkeypatch):
     episode, model = toy_episode(views=2), tiny_clip(torch.float32).model
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -251,7 +268,8 @@ def test_renaming_the_classes_permutes_the_columns(method, double):
 
 # The probe's C weighs the sum over images against the penalty, so twice the images is twice the C. CoOp's paper recipe
 # makes twice the steps of them. Tip-Adapter's cache votes with every image, so twice the images is twice its α.
-@methods("linear-probe", "coop, paper", "tip-adapter", "tip-adapter-f", "tip-adapter-f, fixed")
+# The linear adapter's pull and GDA's ridge fade with the number of images.
+@methods("linear-probe", "coop, paper", "tip-adapter", "tip-adapter-f", "tip-adapter-f, fixed", "gda", "linear-adapter")
 def test_every_image_twice_changes_nothing(method, double):
     episode = toy_episode(dtype=torch.float64)
     twice = replace(episode, support=episode.support.take(torch.arange(len(episode.support)).repeat(2)))
@@ -266,9 +284,9 @@ def test_every_image_twice_is_twice_the_C_of_the_probe():
                                LinearProbe(C=0.2).fit(episode).logits(episode.test.features), rtol=0, atol=1e-3)
 
 
-# Tip-Adapter on "val": on these easy images every large α is right on all of them, float32 rounds their cross-entropies to
-# the same 0 where float64 still tells them apart, and another α is chosen. That is a tie, not an error.
-@methods("tip-adapter", "tip-adapter-f")
+# Tip-Adapter and GDA on "val": on these easy images every large α is right on all of them, float32 rounds their
+# cross-entropies to the same 0 where float64 still tells them apart, and another α is chosen. That is a tie, not an error.
+@methods("tip-adapter", "tip-adapter-f", "gda")
 def test_float32_agrees_with_float64(method, monkeypatch):
     if isinstance(method, LinearProbe):
         method = replace(method, C=1.0)
@@ -306,7 +324,7 @@ def test_one_shot_is_enough(method, classes):
 def test_a_thousand_classes_take_one_step(method):
     if isinstance(method, LinearProbe):
         method = replace(method, C=1.0, max_iter=1)
-    elif not isinstance(method, ZeroShot):
+    elif hasattr(method, "steps"):
         method = replace(method, steps=1)
     clf = method.fit(episode := toy_episode(classes=1000, shots=1, val=1, test=1))
     logits = clf.logits(episode.test.features)
@@ -482,13 +500,13 @@ def test_val_accuracy_is_that_of_the_classifier_on_the_validation_split(method):
     assert method.fit(episode).val_accuracy == method.fit(episode).accuracy(episode.val)
 
 
-@methods("linear-probe", "clip-adapter, val", "tip-adapter", "tip-adapter-f")  # choose on validation
+@methods("linear-probe", "clip-adapter, val", "tip-adapter", "tip-adapter-f", "gda")  # choose on validation
 def test_val_accuracy_is_none_without_validation_images(method):
     assert method.fit(toy_episode(val=0)).val_accuracy is None
 
 
 @pytest.mark.parametrize("method", [LinearProbe(), CLIPAdapter(), CLIPAdapter(branch="text"), CLIPAdapter(branch="both"),
-                                    CLIPAdapter(branch="both", alpha=0.2), TipAdapter(finetune=True)])
+                                    CLIPAdapter(branch="both", alpha=0.2), TipAdapter(finetune=True), GDA()])
 def test_choosing_without_validation_images_is_refused_before_any_training(method, monkeypatch):
     monkeypatch.setattr(torch.optim.Optimizer, "__init__", lambda *_: pytest.fail("trained in vain"))
     with pytest.raises(BankError, match="chosen on validation images") as error:
@@ -515,6 +533,10 @@ RECORDS = {  # parameters, steps
     "tip-adapter": (0, 0),
     "tip-adapter-f": (12 * WIDTH, 12),
     "tip-adapter-f, fixed": (12 * WIDTH, 12),
+    "clap": (3 * WIDTH, 12),
+    "zs-lp": (3 * WIDTH, 12),
+    "gda": (0, 0),
+    "linear-adapter": (WIDTH * WIDTH, 12),
     "coop": (4 * TEXT_WIDTH, 4),
     "coop, class-specific": (3 * 4 * TEXT_WIDTH, 4),
     "coop, random start": (3 * 4 * TEXT_WIDTH, 4),

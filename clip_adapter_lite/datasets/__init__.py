@@ -107,7 +107,7 @@ def load_dataset(name: str, root: str | Path, *, download: bool = False, allow_m
             classnames, splits, protocol, listed = READERS[name](name, folder, seed)
         except BankError:
             raise
-        # of annotation files
+        # whatever torchvision's readers make of damaged annotation files
         except (RuntimeError, OSError, ValueError, LookupError, AttributeError) as error:
             raise BankError(f"{facts['title']} in {folder} could not be read "
                             f"({type(error).__name__}: {one_line(error)}); what belongs there: "

@@ -4,13 +4,17 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 
 from .base import Method
+from .clap import CLAP
 from .clip_adapter import CLIPAdapter
 from .coop import CoOp
+from .gda import GDA
+from .linear_adapter import LinearAdapter
 from .linear_probe import LinearProbe
 from .tip_adapter import TipAdapter
 from .zero_shot import ZeroShot
 
-METHODS = {method.name: method for method in (ZeroShot, LinearProbe, CoOp, CLIPAdapter, TipAdapter)}
+METHODS = {method.name: method for method in (
+    ZeroShot, LinearProbe, CoOp, CLIPAdapter, TipAdapter, CLAP, GDA, LinearAdapter)}
 
 
 def method_named(label: str) -> Method:

@@ -24,11 +24,10 @@ WIDTH = 10  # inches: the widest a figure may be, so that a laptop shows it at 1
 COLOURS = {"zero-shot": GREY, "linear-probe": PALETTE[0], "coop": PALETTE[2],
            "clip-adapter": PALETTE[3], "tip-adapter": PALETTE[4],
            "tip-adapter(finetune=True)": PALETTE[5], "clip-adapter(branch=text)": PALETTE[1],
-           # of Tol's muted scheme, as the
-           "clip-adapter(branch=both)": PALETTE[9], "clip-adapter(alpha=0.2)": "#882255",
-           # palette's last, pink, yellow and grey, are too pale for a line
-           "clip-adapter(alpha=learned)": "#332288"}
-# the rest of Tol's muted scheme, the
+           "clip-adapter(branch=both)": PALETTE[9],
+           # of Tol's muted scheme, as the palette's last are too pale for a line
+           "clip-adapter(alpha=0.2)": "#882255", "clip-adapter(alpha=learned)": "#332288"}
+# the rest of Tol's muted scheme, first those that colour-blind eyes tell apart best
 OTHERS = ["#cc6677", "#88ccee", "#117733", "#ddcc77", "#44aa99", "#999933", "#aa4499"]
 MARKERS = dict(zip(COLOURS, "oosoDDv^XP"))  # a second sign beside the colour
 

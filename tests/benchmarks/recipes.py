@@ -65,6 +65,9 @@ def lines() -> list[tuple[str, str, Callable]]:
     chosen += [cal.CoOp(steps=100, rate=r) for r in (3e-3, 1e-2, 3e-2)]
     chosen += [cal.TipAdapter(finetune=True, steps=s, rate=r) for s, r in
                ((20, 3e-3), (60, 3e-4), (60, 1e-3), (60, 3e-3), (60, 1e-2), (120, 1e-3), (120, 3e-3))]
+    chosen += [cal.CLAP(constraint=c, steps=s, rate=r) for c in (True, False)
+               for s, r in ((60, 1e-3), (120, 3e-4), (120, 1e-3), (120, 3e-3))]
+    chosen += [cal.LinearAdapter(steps=s, rate=r) for s, r in ((60, 1e-4), (60, 3e-4), (60, 1e-3), (120, 3e-4), (120, 1e-3))]
     found = [("recipes", f"{replace(m, steps=type(m).steps, rate=type(m).rate).label}, {m.steps} steps at {m.rate:g}",
               partial(ours, m)) for m in chosen]
     for alpha in (0.2, 0.6):
