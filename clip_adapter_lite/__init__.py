@@ -1,7 +1,7 @@
 """clip-adapter-lite: learn, verify and use CLIP-Adapter (arXiv 2110.04544) on frozen features.
 
 Importing this costs torch and little more: open_clip, torchvision, scikit-learn, pandas and seaborn
-    are imported when used.
+are imported when used.
 """
 from .backbones import Backbone, classifier_weights, load_backbone
 from .banks import FeatureBank, build_bank, list_banks

@@ -94,9 +94,8 @@ class Backbone:
         """Text features [N, D] from token embeddings [N, L, width]; gradients flow.
 
         end: [N], the position of each text's end token in `embedded`, whose state is projected. The
-            tower is causal, so
-        whatever follows the last end token is cut off: exact, and a quarter of the work for short
-            prompts.
+            tower is causal, so whatever follows the last end token is cut off: exact, and a quarter
+            of the work for short prompts.
         prefix: what `encode_prefix` gave for the tokens that stand before `embedded` in every text,
             if there are any.
         """
@@ -115,7 +114,7 @@ class Backbone:
         with; gradients flow.
 
         The tower is causal, so they do not depend on what follows: computed once, they serve every
-            class of a prompt.
+        class of a prompt.
         """
         return _transform(self.text_tower, embedded[None])[1]
 
@@ -150,8 +149,8 @@ def _transform(tower, x: Tensor, prefix: Prefix = ()) -> tuple[Tensor, Prefix]:
         query, *own = qkv.unflatten(-1, (3, attention.num_heads, -1)).permute(2, 0, 3, 1, 4)
         kept.append(tuple(own))
         if prefix:
-            own = [torch.cat([shared.expand(len(x), -1, -1, -1), mine], dim=2) for shared,
-                   mine in zip(prefix[depth], own)]
+            own = [torch.cat([shared.expand(len(x), -1, -1, -1), mine], dim=2)
+                   for shared, mine in zip(prefix[depth], own)]
         seen = scaled_dot_product_attention(query, *own, attn_mask=mask)
         x = x + block.ls_1(attention.out_proj(seen.transpose(1, 2).flatten(2)))
         x = x + block.ls_2(block.mlp(block.ln_2(x)))

@@ -2,7 +2,7 @@
 these values.
 
 Hidden tests do not use this file: what learners can see they can change, so those compare by plain
-    arithmetic.
+arithmetic.
 """
 from collections.abc import Mapping
 

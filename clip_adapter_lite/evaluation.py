@@ -159,10 +159,9 @@ def paired_bootstrap(table, a: str, b: str, *, metric: str = "accuracy", resampl
 
     table: a DataFrame as `compare` returns it, one row per run; runs of a and b are paired by
     dataset, backbone, shots and seed. Banks (dataset and backbone) are resampled with replacement,
-    and in each of them seeds, a seed with all its
-    shots: runs of one bank, and runs of one seed, are not independent (Davison and Hinkley 1997,
-    section 3.8). Every pair weighs the same. The verdict is fixed beforehand by the interval, see
-    `Comparison.verdict`.
+    and in each of them seeds, a seed with all its shots: runs of one bank, and runs of one seed,
+    are not independent (Davison and Hinkley 1997, section 3.8). Every pair weighs the same. The
+    verdict is fixed beforehand by the interval, see `Comparison.verdict`.
 
     With a single bank only its seeds are resampled: such a verdict is about that bank, not about
     others. Bootstrap intervals over few things are too narrow. On simulated normal differences (3

@@ -47,8 +47,8 @@ def load_classifier(path: str | Path) -> Classifier:
         if about["hash"] != tensor_hash(state):
             raise ValueError("its tensors do not match the recorded hash")
         method_class = METHODS[about["method"]]
-        method = method_class(**{k: tuple(v) if isinstance(v, list) else v for k,
-                                 v in about["settings"].items()})
+        method = method_class(**{k: tuple(v) if isinstance(v, list) else v
+                                 for k, v in about["settings"].items()})
         head = method_class.head_class(**{k: v for k, v in state.items() if "." not in k},
                                        **about["options"])
         head.load_state_dict(state)
@@ -74,8 +74,8 @@ def predict(classifier: Classifier, backbone: Backbone, images,
     """The `top` class names and probabilities, best first, of each picture, or of one alone.
 
     A picture is a path, a PIL image, or bytes [H, W, 3], and is read as viewers show it. It is
-    preprocessed as those of the
-    bank were that the classifier was fitted on: cropped, or squashed as in CoOp.
+    preprocessed as those of the bank were that the classifier was fitted on: cropped, or squashed
+    as in CoOp.
 
     Raises ValueError if the classifier was fitted on features of another backbone, other weights or
     other preprocessing, or if top is below 1; OSError, naming the file, for a picture that cannot

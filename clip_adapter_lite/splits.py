@@ -122,7 +122,7 @@ def predicted(scores: Tensor) -> Tensor:
     """The column [N] of each row's highest entry, of equals the first; scores [N, C].
 
     Raises ValueError for rows that have no finite highest entry: those with NaN or infinity, or
-        -infinity alone.
+    -infinity alone.
     """
     highest, columns = scores.max(1)
     wrong = ~torch.isfinite(highest)

@@ -25,10 +25,10 @@ def transfer(classifier: Classifier, bank: FeatureBank, *,
 
     Logits are the classifier's own columns, its classifier weights included. The bank's classes may
     be all of the classifier's or some of them, in any order; names match whatever their case, and
-    with _ for a space. mapping: {class of
-    the bank: class of the classifier, by name or by column}, for names that differ or that two
-    columns share: from ImageNet to ImageNet-R it is {"missile": 657}, since open_clip calls class
-    744, which ImageNet-R lacks, so too.
+    with _ for a space.
+    mapping: {class of the bank: class of the classifier, by name or by column}, for names that
+    differ or that two columns share: from ImageNet to ImageNet-R it is {"missile": 657}, since
+    open_clip calls class 744, which ImageNet-R lacks, so too.
     new_classes: the bank's classes need not be known. Its text features take the place of W under
     the same adapters or learned context, as in CoCoOp's base-to-new test (arXiv 2203.05557, section
     4.1); for methods that classify by words.

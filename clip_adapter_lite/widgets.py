@@ -2,11 +2,11 @@
 changes.
 
 Each widget is a thin shell over a function of `plots` or of the library, and calls it with what its
-controls say. Controls
-work from the keyboard: sliders by arrow keys, boxes and buttons by Tab and Space, text by Enter
-(JupyterLab takes the arrow keys from drop-down lists, so there are none: jupyter-widgets/ipywidgets
-#3912). The figure is an SVG with alt text on its own light ground, so that it reads in a dark theme
-too. Nothing is printed; what cannot be is one sentence above the figure.
+controls say. Controls work from the keyboard: sliders by arrow keys, boxes and buttons by Tab and
+Space, text by Enter (JupyterLab takes the arrow keys from drop-down lists, so there are none:
+jupyter-widgets/ipywidgets #3912). The figure is an SVG with alt text on its own light ground, so
+that it reads in a dark theme too. Nothing is printed; what cannot be is one sentence above the
+figure.
 """
 import gc
 from base64 import b64encode
@@ -68,8 +68,8 @@ class Explorer(ipywidgets.VBox):
     def _update(self, _=None) -> None:
         try:
             with threads(2):  # more would only slow so small a training
-                self.figure = self.draw(**{name: control.value for name,
-                                           control in self.controls.items()})
+                self.figure = self.draw(**{name: control.value
+                                           for name, control in self.controls.items()})
         except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
             self.message = str(error)
         else:

@@ -53,14 +53,14 @@ def test_clap_is_adamw_on_cross_entropy_and_the_pull_to_the_words(constraint):
         corrected = numpy.sqrt(second / (1 - 0.999 ** (step + 1))) + 1e-8
         w = w - peak * first / (1 - 0.9 ** (step + 1)) / corrected
     fitted = cal.CLAP(constraint=constraint, steps=steps, rate=rate, device="cpu").fit(episode)
-    assert numpy.allclose(fitted.head.prototypes, w, atol=1e-9)
+    assert numpy.allclose(fitted.head.weights, w, atol=1e-9)
     test, _ = arrays(episode.test)
     assert numpy.allclose(fitted.logits(episode.test.view()), SCALE * unit(test) @ unit(w).T, atol=1e-6)
 
 
 def test_clap_moves_less_where_zero_shot_is_sure():
     episode = toy_episode(classes=5, shots=8)
-    free, held = (cal.CLAP(constraint=c, rate=1e-2, device="cpu").fit(episode).head.prototypes for c in (False, True))
+    free, held = (cal.CLAP(constraint=c, rate=1e-2, device="cpu").fit(episode).head.weights for c in (False, True))
     text = normalize(episode.text_features, dim=-1)
     assert ((held - text).norm(dim=1) < (free - text).norm(dim=1)).all()
 

@@ -1,9 +1,8 @@
 """Image datasets: where the pictures are, what they show, and how they are split.
 
 `load_dataset("oxford_pets", "/data")` reads the paper's eleven, ImageNet's four relatives and your
-own folder. What is known
-of each (classes, templates, licence, size, where it comes from, what has to be fetched by hand) is
-    data: `TABLE`.
+own folder. What is known of each (classes, templates, licence, size, where it comes from, what has
+to be fetched by hand) is data: `TABLE`.
 """
 import json
 from pathlib import Path

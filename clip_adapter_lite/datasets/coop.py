@@ -33,5 +33,5 @@ def read_split(path: Path, images: Path) -> tuple[tuple[str, ...], dict[str, lis
                                       else f"gives label {twice} two class names")
                         + "; fetch it again.")
     place = {label: i for i, label in enumerate(names)}
-    return tuple(names.values()), {part: [(p, place[label]) for p, label in items] for part,
-                                   items in splits.items()}
+    return tuple(names.values()), {part: [(p, place[label]) for p, label in items]
+                                   for part, items in splits.items()}

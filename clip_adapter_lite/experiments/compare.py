@@ -41,10 +41,9 @@ def compare(banks: Iterable[FeatureBank],
     methods: labels (a name, with settings as tables show them) or `Method` objects. Of banks,
     methods, shots and seeds, one alone need not be in a list. accuracy is on the whole test split,
     in [0, 1]; whatever a method selects, it selects on validation. out: a CSV that rows are
-    appended to as they finish;
-    resume: skip the runs it already has.
+    appended to as they finish; resume: skip the runs it already has.
     jobs: processes, -1 for one a core; engine: "joblib", or "ray" on this machine or the cluster at
-        `address`.
+    `address`.
     Raises BankError, before any work, if a bank cannot give that many shots; allow_fewer: take what
     a class has instead.
     """

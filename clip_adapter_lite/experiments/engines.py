@@ -75,8 +75,8 @@ def _on_ray(runs: Sequence, jobs: int, address: str | None) -> Iterator:
                  for run in {id(run.bank): run for run in runs}.values()}
         there = ray.cluster_resources()
         gpus = there.get("GPU", 0)  # Ray hides them from tasks that ask for none
-        task = ray.remote(num_gpus=GPU_SHARE if gpus
-                          else 0)(lambda run, bank: replace(run, bank=bank)())
+        share = ray.remote(num_gpus=GPU_SHARE if gpus else 0)
+        task = share(lambda run, bank: replace(run, bank=bank)())
         room = 2 * (jobs if jobs > 0 else max(1, int(gpus / GPU_SHARE or there.get("CPU", 1))))
         waiting, under_way = iter(runs), []
         while True:

@@ -19,8 +19,8 @@ def settings() -> dict[str, tuple[str, int, int]]:
     entries = {name: (TABLE[name], TABLE[name]["title"]) for name in paper()["datasets"]}
     entries |= {f"imagenet-to-{name}": (TABLE[name], f"ImageNet → {TABLE[name]['title']}")
                 for name in paper()["shifts"]}
-    return {name: (title, facts["classes"], facts["splits"]["test"]) for name,
-            (facts, title) in entries.items()}
+    return {name: (title, facts["classes"], facts["splits"]["test"])
+            for name, (facts, title) in entries.items()}
 
 
 def paper_numbers(backbone: str) -> dict[tuple[str, str, int], tuple[float, str, str]]:

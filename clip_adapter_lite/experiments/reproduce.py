@@ -112,8 +112,8 @@ def beside(runs, banks: Sequence[FeatureBank], backbone: str, unfit: Mapping[str
     not run, by dataset.
     """
     import pandas
-    of, theirs, ours = {bank.dataset: bank for bank
-                        in banks}, paper_numbers(backbone), _ours(runs, banks, backbone)
+    of = {bank.dataset: bank for bank in banks}
+    theirs, ours = paper_numbers(backbone), _ours(runs, banks, backbone)
     reasons = {**dict.fromkeys(of, "no run"), **(unfit or {})}
     rows = {}
     for dataset, method, shots in {**theirs, **ours}:

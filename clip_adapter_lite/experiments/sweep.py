@@ -25,8 +25,8 @@ def plan_sweep(banks: Iterable[FeatureBank], base: str | Method, grid: Mapping[s
                          "[0, 0.2]}; got "
                          f"{shown(base)} and {shown(grid)}.")
     banks, shots, seeds = cells(banks, shots, seeds)
-    points = [dict(zip(grid, values)) for values
-              in product(*(map(plain, several(values)) for values in grid.values()))]
+    points = [dict(zip(grid, values))
+              for values in product(*(map(plain, several(values)) for values in grid.values()))]
     return checked([Run(bank, _method_at(base, point), s, seed, allow_fewer, point)
                     for bank in banks for point in points for s in shots for seed in seeds])
 
@@ -61,10 +61,10 @@ def sweep(banks: Iterable[FeatureBank], base: str | Method = CLIPAdapter(),
     for each setting; `alpha` is the ratio that was asked for, on whichever branch there is (a text
     adapter's β follows it, unless β is in the grid too).
     jobs, engine, address, out, resume, allow_fewer: as in `compare`, and rows come in the same
-        order whatever they are.
+    order whatever they are.
 
     accuracy is on the test split: to choose a setting look at val_accuracy. Raises ValueError for
-        an unknown setting.
+    an unknown setting.
     """
     import pandas
     grid = grid or {"alpha": [round(0.1 * i, 1) for i in range(11)]}
@@ -82,9 +82,8 @@ def chosen_on_validation(table, grid: Iterable[str]):
 
     grid: the settings. Raises ValueError for a table without runs, or without the columns. Of
     equals the first in the order of the table. One row each: the settings, val_accuracy, accuracy
-    (means over seeds)
-    and best_accuracy, the highest mean test accuracy of any setting: how much choosing on test
-        would flatter.
+    (means over seeds) and best_accuracy, the highest mean test accuracy of any setting: how much
+    choosing on test would flatter.
     """
     cell, grid = ["dataset", "backbone", "shots"], several(grid)
     need_runs(table, [*cell, *grid, "accuracy", "val_accuracy"])

@@ -144,8 +144,8 @@ def main(
                         for i in track(range(0, len(texts), 4096), "tokens")]).to(torch.int32)
 
     model = pocket.architecture()
-    model.load_state_dict({f"visual.trunk.{k}": v for k,
-                           v in trunk.items() if "classifier" not in k}, strict=False)
+    kept = {f"visual.trunk.{k}": v for k, v in trunk.items() if "classifier" not in k}
+    model.load_state_dict(kept, strict=False)
     model.visual.head.proj.weight.data.copy_(projection)
     table = minilm(token_words(tokenizer), "token table")
     table = (table - table.mean(0)) @ torch.linalg.svd(table - table.mean(0),

@@ -256,6 +256,11 @@ class Method(ABC):
                          "with unified context, which go by words.")
 
 
+def from_0(value: Any) -> bool:
+    """Whether a setting is a finite number from 0."""
+    return isinstance(value, (int, float)) and 0 <= value < math.inf
+
+
 def validation_score(head: Head, val: Split) -> tuple[float, float]:
     """(accuracy, -cross-entropy) on the validation images; the greater pair is the better head."""
     with torch.no_grad():

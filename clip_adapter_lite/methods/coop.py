@@ -2,8 +2,8 @@
 al., 2022).
 
 The text prompt of class i is [start] v_1 … v_M [name i] . [end]; the M context vectors v are
-learned in token-embedding
-space, images and text encoder stay frozen: p = softmax(cos(f, W(v)) / τ).
+learned in token-embedding space, images and text encoder stay frozen:
+p = softmax(cos(f, W(v)) / τ).
 """
 from dataclasses import dataclass
 

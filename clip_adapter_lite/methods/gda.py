@@ -7,7 +7,7 @@ Baseline for Training-free CLIP-based Adaptation", ICLR 2024, arXiv 2402.04087).
 
 The ridge on the scatter is Kubokawa and Srivastava's, for fewer images than dimensions. From one
 image a class there is no scatter, so no Gaussian: zero-shot CLIP is left, and `details` says so
-(the official code has ten views of each image).
+(the official code draws several augmented views of each image; so may a bank).
 """
 import math
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 
 from ..episodes import Episode
 from ..splits import Split
-from .base import Head, Method, best, cosine_logits, need_validation, validation_score
+from .base import Head, Method, best, cosine_logits, from_0, need_validation, validation_score
 
 
 class GDAHead(Head):
@@ -76,7 +76,6 @@ class GDA(Method):
     grid: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)
 
     def check_settings(self):
-        from_0 = lambda value: isinstance(value, (int, float)) and 0 <= value < math.inf
         if self.alpha != "val" and not from_0(self.alpha):
             raise ValueError(f"alpha must be a finite number from 0 or 'val'; got {self.alpha!r}.")
         if not self.grid or not all(map(from_0, self.grid)):

@@ -8,7 +8,6 @@ back to it (Fahes et al., "CLIP's Visual Embedding Projector is a Few-shot Cornu
 The more images, the freer the matrix: nothing is chosen on validation images. It is CLIP-Adapter
 without the bottleneck and the ReLU, with a pull in the place of the residual ratio.
 """
-import math
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ..training import train
-from .base import Head, Method, cosine_logits
+from .base import Head, Method, cosine_logits, from_0
 
 
 class LinearAdapterHead(Head):
@@ -45,8 +44,8 @@ class LinearAdapter(Method):
     """A D × D matrix from the identity, pulled back to it by the less the more images there are.
 
     pull: λ, the weight of ‖M - I‖²_F; None is the paper's 1 / shots, the images a class on average.
-    steps, rate, weight_decay: full-batch AdamW with a cosine schedule, in place of 300 epochs of
-        Adam; chosen on the bundled banks' validation parts (README, "Recipes").
+    steps, rate, weight_decay: full-batch AdamW with a cosine schedule (the authors' code: Adam);
+        chosen on the bundled banks' validation parts (README, "Recipes").
     Raises ValueError for a pull below 0.
     """
     name = "linear-adapter"
@@ -57,7 +56,7 @@ class LinearAdapter(Method):
     weight_decay: float = 0.0
 
     def check_settings(self):
-        if self.pull is not None and not 0 <= self.pull < math.inf:
+        if self.pull is not None and not from_0(self.pull):
             raise ValueError("pull must be a finite number from 0, or None for 1 / shots; got "
                              f"{self.pull!r}.")
 

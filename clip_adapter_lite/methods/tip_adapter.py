@@ -13,7 +13,6 @@ differ between backbones and datasets is the spread of f Fᵀ, so the official c
 α and β by hand for each dataset (up to 3 and 7 for ImageNet, 30 and 30 for aircraft). Here one grid
 in about equal ratios spans them all, with 99 pairs instead of 4000, and holds α = 0.
 """
-import math
 from dataclasses import dataclass
 from itertools import product
 
@@ -23,7 +22,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from ..splits import Split
 from ..training import train
-from .base import Head, Method, best, cosine_logits, need_validation
+from .base import Head, Method, best, cosine_logits, from_0, need_validation
 
 # images at a time: 64 MB of affinities to 16 000 keys (ImageNet, 16 shots); smaller blocks fragment
 # the heap
@@ -122,7 +121,6 @@ class TipAdapter(Method):
     weight_decay: float = 1e-2
 
     def check_settings(self):
-        from_0 = lambda value: isinstance(value, (int, float)) and 0 <= value < math.inf
         for setting in ("alpha", "beta"):
             value, grid = getattr(self, setting), getattr(self, f"{setting}_grid")
             if value != "val" and not from_0(value):
@@ -157,7 +155,7 @@ class TipAdapter(Method):
     def _cache(self, episode) -> TipHead:
         support = episode.support
         views = normalize(support.features, dim=-1).reshape(support.views, len(support), -1)
-        alpha, beta = (first if ratio == "val" else ratio for first,
-                       ratio in zip(self.start, (self.alpha, self.beta)))
+        alpha, beta = (first if ratio == "val" else ratio
+                       for first, ratio in zip(self.start, (self.alpha, self.beta)))
         return TipHead(episode.text_features, normalize(views.mean(0), dim=-1), support.labels,
                        logit_scale=episode.logit_scale, alpha=alpha, beta=beta)

@@ -96,9 +96,9 @@ def settings_tried(tried, title: str = "", backbone: str | None = None) -> Figur
             marker, face, size = marks[split]
             axis.plot([100 * value], [row], marker, color=colour, markerfacecolor=face or colour,
                       markersize=size, linestyle="none")
-        axis.text(1.015, row, ", ".join(f"{split} {100 * value:.0f}" for split,
-                                        value in found.items()) + " %", va="center",
-                  fontsize=9, color=ink(colour), transform=axis.get_yaxis_transform())
+        told = ", ".join(f"{split} {100 * value:.0f}" for split, value in found.items())
+        axis.text(1.015, row, f"{told} %", va="center", fontsize=9, color=ink(colour),
+                  transform=axis.get_yaxis_transform())
     axis.set_yticks(range(len(tried)), tried)
     axis.get_yticklabels()[-1].set_fontweight("bold")
     low = 10 * (100 * min(min(found.values()) for found in tried.values()) // 10)

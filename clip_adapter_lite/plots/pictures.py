@@ -42,9 +42,8 @@ def prompt_result(bank, weights, classnames, image: int = 0, top: int = 5, pictu
     best, chance = best.tolist(), (100 * chance).tolist()
     bars = left.barh(range(len(best)), chance,
                      color=[PALETTE[0] if i == truth else "#bbbbbb" for i in best])
-    left.bar_label(bars, [f"{p:.1f}" + (" (true class)" if i == truth else "") for p,
-                          i in zip(chance, best)], padding=3,
-                   fontsize=9)
+    labels = [f"{p:.1f}" + (" (true class)" if i == truth else "") for p, i in zip(chance, best)]
+    left.bar_label(bars, labels, padding=3, fontsize=9)
     left.set_yticks(range(len(best)), [_short(classnames[i]) for i in best])
     left.set(ylim=(len(best) - 0.4, -0.6), xlim=(0, 125), xticks=range(0, 101, 25),
              xlabel="probability (%)", title=f"test picture {image}: "

@@ -66,8 +66,8 @@ def reliability_shift(curves, backbone: str | None = None) -> Figure:
                  ylim=(-3, 103))
         axis.set_aspect("equal")
     _outer(axes, columns, "confidence (%)", "accuracy (%)")
-    signs = [Line2D([], [], color=colour, marker=sign, label=place) for place,
-             (colour, sign) in styles.items()]
+    signs = [Line2D([], [], color=colour, marker=sign, label=place)
+             for place, (colour, sign) in styles.items()]
     figure.legend(handles=signs, loc="outside upper center", ncols=len(signs), frameon=False)
     footer(figure, [backbone], "larger points hold more test images; below the diagonal: too sure")
     return figure

@@ -144,8 +144,8 @@ def heat_map(table, x: str = "alpha", y: str = "reduction", metric: str = "accur
     """
     need(table, x, y, metric)
     panels = panels_of(table, x, y)
-    means = [rows.groupby([y, x], sort=False)[list({metric, "val_accuracy"})].mean() for _,
-             rows in panels]
+    means = [rows.groupby([y, x], sort=False)[list({metric, "val_accuracy"})].mean()
+             for _, rows in panels]
     low, high = (100 * f(f(mean[metric]) for mean in means) for f in (min, max))
     figure, axes, columns = _grid(len(panels), columns, max(2.6, 0.33 * table[x].nunique() + 1),
                                   0.33 * table[y].nunique() + 0.9, 0.8, sharex=True, sharey=True)
@@ -199,8 +199,9 @@ def accuracy_bars(table, by: str = "method", columns: int = 3, hue: str | None =
             here = (rows if hue is None else rows[rows[hue] == value]).groupby(by).accuracy
             mean, sd = (100 * getattr(here, f)().reindex(groups) for f in ("mean", "std"))
             places = [g + (h - (len(hues) - 1) / 2) * thick for g in range(len(groups))]
-            colour = [own.get(g, PALETTE[0]) for g
-                      in groups] if by == "method" else own.get(value, PALETTE[0])
+            colour = own.get(value, PALETTE[0])
+            if by == "method":
+                colour = [own.get(g, PALETTE[0]) for g in groups]
             label = NAMES.get(value, value) if hue == "method" else f"{hue} {value}"
             bars = axis.bar(places, mean, thick, yerr=sd.fillna(0), color=colour, label=label,
                             error_kw={"elinewidth": 1.2, "capsize": 2.5}, **EDGE)

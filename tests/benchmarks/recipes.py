@@ -1,6 +1,6 @@
 """How steps and rates were chosen, and accuracy against steps for ours and for the peers' protocol.
 
-    python tests/benchmarks/recipes.py            # 23 minutes on two idle cores
+    python tests/benchmarks/recipes.py            # about 26 minutes on two idle cores
     python tests/benchmarks/recipes.py --quick    # one bank; or --only "α = 0.2"
 
 Accuracies are those of the bundled banks' validation parts (which hold the few images that α is selected on); test splits
