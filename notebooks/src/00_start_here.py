@@ -48,26 +48,28 @@ parameters = sum(p.numel() for p in backbone.model.parameters())
 print(f"{parameters / 1e6:.1f} million parameters, features of {backbone.width} numbers")
 
 # %% [markdown]
-# Here are two photographs. The pocket CLIP was never trained to tell these two apart.
+# Here are two photographs. Nothing was trained to tell them apart by the words below. (The pocket CLIP's image
+# tower did learn ImageNet's 1000 labels, so buildings and flowers are no strangers to it.)
 
 # %%
 photos = [Image.fromarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg")]
 
 
 @matplotlib.rc_context(plots.theme())
-def show(pictures, titles, width=1.25):
-    """The pictures side by side, each under its title; width in inches of one picture."""
+def show(pictures, titles, width=1.25, guessed=True):
+    """The pictures side by side, each under its title, which a backbone `guessed`; width in inches of one picture."""
     height = width * pictures[0].height / pictures[0].width
     figure = Figure(figsize=(width * len(pictures), height + 0.5), layout="constrained")
     for axis, picture, title in zip(figure.subplots(1, len(pictures)), pictures, titles):
         axis.imshow(picture)
         axis.set_title(title, fontsize=10)
         axis.set_axis_off()
-    figure.supxlabel(f"features: {plots.features_of(backbone.name)}", fontsize=9, color=plots.COLOURS["zero-shot"])
+    if guessed:
+        figure.supxlabel(f"features: {plots.features_of(backbone.name)}", fontsize=9, color=plots.COLOURS["zero-shot"])
     return figure
 
 
-show(photos, ["photo 1", "photo 2"], width=3.2)
+show(photos, ["photo 1", "photo 2"], width=3.2, guessed=False)
 
 # %% [markdown]
 # *Figure: two photographs that come with scikit-learn (danielbuechele and vultilion on Flickr, CC BY 2.0).*
@@ -143,6 +145,9 @@ after = adapter.accuracy(episode.test)
 print(f"words and 16 pictures a class: {100 * after:.0f} %; {adapter.parameters} trained parameters, α = {adapter.alpha}")
 
 # %% [markdown]
+# α is the *residual ratio*, chosen on validation pictures: from 0 (CLIP's feature alone) to 1 (the adapter's output alone).
+# [Notebook 05](05_rq2_residual.ipynb) shows how it differs from bank to bank.
+#
 # That number is one draw of 16 pictures. Another draw gives another number, so always repeat with other *seeds*. Here
 # are three banks with three seeds each.
 

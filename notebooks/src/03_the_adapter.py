@@ -133,7 +133,8 @@ with torch.no_grad():
 print(f"guessing: {100 / len(W):.1f} %")
 
 # %% [markdown]
-# At α = 1 nothing of CLIP's feature is left, and a random adapter guesses. At α = 0 the adapter is not there at all.
+# At α = 1 the classifier sees only what the adapter made of CLIP's feature, and a random adapter makes noise of it. At
+# α = 0 the adapter is not there at all.
 #
 # **Check 2: α = 0 is zero-shot CLIP.** Not nearly: to the last bit, whatever the weights are.
 

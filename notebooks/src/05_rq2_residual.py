@@ -100,7 +100,7 @@ reference = cal.reference()
 searched = reference[reference.method == "clip-adapter"]
 for count, rows in searched.groupby("shots"):
     print(f"shots {count:2}: α = 1 in {100 * (rows.alpha == 1).mean():3.0f} % of {len(rows)} fits, "
-          f"median α {rows.alpha.median():.1f}")
+          f"median α {rows.alpha.median():.2f}")
 
 # %%
 chosen = {f"{count} shot{'s' * (count > 1)}": rows.alpha for count, rows in searched.groupby("shots")}
