@@ -157,7 +157,9 @@ def test_compare_then_resume_then_again(run, tmp_path):
     assert len(more) == 10 and all(row in more for row in rows)
 
     resumed = out.read_bytes()
-    assert "4 of 4 runs to do" in run(*SMALL, "--seeds", "1", "--out", out)
+    once = run(*SMALL, "--seeds", "1", "--out", out)
+    assert "4 of 4 runs to do" in once and "accuracy in %, one seed" in " ".join(once.split())
+    assert "±" not in once  # one seed has no deviation
     assert out.with_name("study.previous.csv").read_bytes() == resumed
     again = rows_of(out)
     assert len(again) == 4

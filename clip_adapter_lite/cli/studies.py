@@ -61,11 +61,12 @@ def compare(
         table = run(**study, out=out, resume=resume, jobs=jobs, engine=engine,
                     address=address or None, progress=True)
     summary = summarise(table)
+    seeds = table.seed.nunique()
+    what = f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
     for bank in loaded:
         here = summary[(summary.dataset == bank.dataset)]
-        console.print(accuracy_table(here, f"{bank.dataset}: test accuracy in %, mean ± standard "
-                                           f"deviation of {table.seed.nunique()} seeds",
-                                           plots.features_of(bank.backbone)))
+        console.print(accuracy_table(here, f"{bank.dataset}: test accuracy in %, {what}",
+                                     plots.features_of(bank.backbone)))
     for line in notes(table, out):
         console.print(line, highlight=False)
     picture = plots.save(plots.accuracy_over_shots(table), out.with_suffix(".png"))
@@ -94,9 +95,9 @@ def accuracy_table(summary, title: str, features: str) -> Table:
         table.add_column("1 shot" if s == 1 else f"{s} shots", justify="right")
     for method, rows in summary.groupby("method", sort=False):
         cells = rows.set_index("shots")
-        table.add_row(method,
-                      *(f"{100 * cells['mean'][s]:.1f}±{100 * cells['std'].fillna(0)[s]:.1f}"
-                        for s in shots))
+        spread = [f"±{100 * cells['std'][s]:.1f}" if cells["count"][s] > 1 else "" for s in shots]
+        table.add_row(method, *(f"{100 * cells['mean'][s]:.1f}{deviation}"
+                                for s, deviation in zip(shots, spread)))
     return table
 
 

@@ -34,7 +34,7 @@ def accuracy_over_alpha(table) -> Figure:
     axis.legend(handles=[Line2D([], [], color=GREY, linestyle=":", label="α = 0: zero-shot CLIP")],
                 loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
     label_ends(axis, ends)
-    footer(figure, table.backbone.unique(), f"{seeds_of(table)}, bars: one standard deviation")
+    footer(figure, table.backbone.unique(), seeds_of(table, bars=True))
     frame(axis)
     return figure
 

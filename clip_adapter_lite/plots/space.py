@@ -84,6 +84,7 @@ def measures(table, backbone: str | None = None) -> Figure:
         axis.locator_params(axis="x", nbins=4)  # three decimals leave room for no more
     axes[0].set_yticks(range(len(stages)), stages)
     seeds = table.seed.nunique() if "seed" in table else 1
+    bars = ", bars: one standard deviation" if seeds > 1 else ""
     footer(figure, table.backbone.unique() if "backbone" in table else [backbone],
-           f"mean of {count(seeds, 'seed')}, bars: one standard deviation", "higher: better separated")
+           f"mean of {count(seeds, 'seed')}{bars}", "higher: better separated")
     return figure

@@ -52,15 +52,17 @@ def panels_of(table, *axes: str) -> list:
             for names, rows in (table.groupby(varying, sort=False) if varying else [((), table)])]
 
 
-def seeds_of(table) -> str:
+def seeds_of(table, bars: bool = False) -> str:
     """"mean of 3 seeds", or "mean of 3 to 10 seeds" of a table with more of the quick runs; and if
-    it is precomputed.
+    it is precomputed. bars: say what they show, where several seeds give some.
     """
     counts = table.groupby([c for c in ("dataset", "backbone", "method", "shots")
                             if c in table]).seed.nunique()
     few, most = counts.min(), counts.max()
     precomputed = "precomputed; " if "commits" in table.attrs else ""  # as `reference()` is
-    return f"{precomputed}mean of {count(most, 'seed') if few == most else f'{few} to {most} seeds'}"
+    seeds = count(most, "seed") if few == most else f"{few} to {most} seeds"
+    shown = ", bars: one standard deviation" if bars and most > 1 else ""
+    return f"{precomputed}mean of {seeds}{shown}"
 
 
 def _grid(panels: int, columns: int, width: float, height: float, extra: float, **shared):
@@ -127,7 +129,7 @@ def accuracy_over_shots(table, columns: int = 3) -> Figure:
         label_ends(axes[0], ends)
     else:
         legend_above(figure, axes[0])
-    footer(figure, summary.backbone.unique(), f"{seeds_of(table)}, bars: one standard deviation",
+    footer(figure, summary.backbone.unique(), seeds_of(table, bars=True),
            "selection on validation only")
     return figure
 
@@ -217,7 +219,7 @@ def accuracy_bars(table, by: str = "method", columns: int = 3, hue: str | None =
     _outer(axes, columns, "" if by == "method" else by, "test accuracy (%)")
     if hue:
         legend_above(figure, axes[0])
-    footer(figure, table.backbone.unique(), f"{seeds_of(table)}, bars: one standard deviation")
+    footer(figure, table.backbone.unique(), seeds_of(table, bars=True))
     return figure
 
 
@@ -248,8 +250,7 @@ def gain_scatter(table, a: str, b: str, reference: str = "zero-shot", shots: int
     axis.margins(x=0.1)
     axis.set(xlabel=f"test accuracy of {third} (%)", ylabel=f"gain of {first}\nover {second} (points)",
              title=f"{count(shots, 'shot')} per class; above the line {first} is better")
-    footer(figure, here.backbone.unique(), f"{seeds_of(here[here.method.isin([a, b])])}, bars: one "
-                                           "standard deviation")
+    footer(figure, here.backbone.unique(), seeds_of(here[here.method.isin([a, b])], bars=True))
     figure.draw_without_rendering()
     label_points(axis, list(zip(x, gain["mean"])), [dataset for dataset, _ in gain.index],
                  bars=points.lines[2][0].get_segments())
@@ -292,7 +293,7 @@ def best_ratio(table, metric: str = "val_accuracy") -> Figure:
     axis.set(xlabel="zero-shot accuracy on test (%)", ylabel="best residual ratio α",
              ylim=(-0.05, 1.05), title=f"best α at {count(table.shots.iloc[0], 'shot')} per class, "
                                        f"{where.get(metric, f'highest {metric}')}")
-    footer(figure, table.backbone.unique(), f"{seeds_of(adapters)}, bars: one standard deviation")
+    footer(figure, table.backbone.unique(), seeds_of(adapters, bars=True))
     figure.draw_without_rendering()
     label_points(axis, list(zip(x, chosen["mean"])), [dataset for dataset, _ in chosen.index],
                  bars=points.lines[2][0].get_segments())
