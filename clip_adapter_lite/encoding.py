@@ -42,8 +42,9 @@ def open_image(item, plain: bool = False):
         with open(item, "rb") as file, Image.open(file) as picture:
             return shown(picture)
     except Exception as error:  # PIL raises many types for damaged files
-        name = item if isinstance(item,
-                                  (str, os.PathLike)) else f"what was given, {type(item).__name__},"
+        name = f"what was given, {type(item).__name__},"
+        if isinstance(item, (str, os.PathLike)):
+            name = item
         raise OSError(f"{name} is not a readable picture ({one_line(error)}); replace or remove "
                       "it.") from error
 
@@ -185,8 +186,9 @@ class Encoder:
                      for view in range(1, self.views)]
         # changes nothing of what already has the input size
         made = [self.geometry(picture) for picture in pictures]
-        return torch.from_numpy(numpy.stack(list(map(numpy.asarray,
-                                                     made)))) if self.normalize else torch.stack(made)
+        if not self.normalize:
+            return torch.stack(made)
+        return torch.from_numpy(numpy.stack(list(map(numpy.asarray, made))))
 
     def features(self, pixels: Sequence[Tensor]) -> Tensor:
         """Features [N, V, D], float32 on the CPU, of what `pixels` gave for N pictures.

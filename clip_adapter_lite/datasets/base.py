@@ -176,8 +176,8 @@ def folder_items(root: Path, classes: Sequence[str]) -> list[Item]:
 
 
 def complete(name: str, classnames: Sequence[str], splits: dict[str, list[Item]],
-             allow_missing: bool = False, expected: int
-             | None = None) -> tuple[tuple[str, ...], dict[str, list[Item]], str]:
+             allow_missing: bool = False, expected: int | None = None
+             ) -> tuple[tuple[str, ...], dict[str, list[Item]], str]:
     """Class names and splits of what is on disk, and a note on what is not ("" if nothing is missing).
 
     expected: how many pictures there should be, for folders; without it each listed file is looked

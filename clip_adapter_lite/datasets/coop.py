@@ -17,8 +17,8 @@ def read_split(path: Path, images: Path) -> tuple[tuple[str, ...], dict[str, lis
     """
     try:
         rows = json.loads(path.read_bytes())
-        splits = {part: [(images / str.replace(file, "\\", "/"), int(label)) for file, label,
-                         _ in rows[part]]
+        splits = {part: [(images / str.replace(file, "\\", "/"), int(label))
+                         for file, label, _ in rows[part]]
                   for part in SPLITS}
         named = sorted({(int(label), str(name)) for part in SPLITS for _, label, name in rows[part]})
     except (ValueError, KeyError, TypeError) as error:

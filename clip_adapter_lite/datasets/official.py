@@ -98,8 +98,8 @@ def sun397(name: str, folder: Path, seed: int) -> Read:
     train, test = ([(folder / line[1:], data.class_to_idx[str(PurePosixPath(line[3:]).parent)])
                     for line in path.read_text().split()] for path in lists)
     train, val = hold_out(train, seed)
-    return classes, {"train": train, "val": val,
-                     "test": test}, f"official partition 1, {FIFTH.format(seed)}", True
+    splits = {"train": train, "val": val, "test": test}
+    return classes, splits, f"official partition 1, {FIFTH.format(seed)}", True
 
 
 def ucf101(name: str, folder: Path, seed: int) -> Read:
@@ -121,8 +121,8 @@ def ucf101(name: str, folder: Path, seed: int) -> Read:
                       for clip in clips])
     train, val = hold_out(parts[0], seed)
     classes = tuple(named[action] for action in sorted(label, key=label.get))
-    return classes, dict(zip(SPLITS, (train, val,
-                                      parts[1]))), f"official list 1, {FIFTH.format(seed)}", True
+    splits = dict(zip(SPLITS, (train, val, parts[1])))
+    return classes, splits, f"official list 1, {FIFTH.format(seed)}", True
 
 
 def download(name: str, root: Path) -> None:

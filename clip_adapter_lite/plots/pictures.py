@@ -82,8 +82,8 @@ def episode_grid(dataset, shots: int, seed: int = 1) -> Figure:
     for r, line in enumerate(chosen):
         for c, picture in enumerate(line):
             y, x = r * (side + gap), c * (side + gap)
-            mosaic[y:y + side, x:x
-                   + side] = open_image(picture).resize((side, side), Image.Resampling.BILINEAR)
+            small = open_image(picture).resize((side, side), Image.Resampling.BILINEAR)
+            mosaic[y:y + side, x:x + side] = small
     tile = min(0.55, 8.2 / shots, 12 / classes)  # inches
     figure = Figure(figsize=(max(4.5, shots * tile + 1.6), classes * tile + 1.1), layout="constrained")
     axis = figure.subplots()
