@@ -93,12 +93,13 @@ print("votes alone:")
 for beta in (1.0, 20.0, 100.0, 500.0, 5000.0):
     heard = votes(test.features, beta)  # [N, C]
     same = 100 * (heard.argmax(1) == nearest).double().mean()
-    print(f"β = {beta:4.0f}: the class of the nearest key in {same:3.0f} %, the largest vote {heard.max(1).values.median():.0e}")
+    largest = heard.max(1).values.median()
+    print(f"β = {beta:4.0f}: the class of the nearest key in {same:3.0f} %, the largest vote {largest:.0e}")
 
 # %% [markdown]
 # α = 0 leaves zero-shot CLIP. At β = 0 every key has the same say, so each class gets α · K more, which softmax does not
-# notice. The larger β, the more the nearest key alone is heard. But the votes fade too: at β = 5000 exp(−β (1 − cos)) is, for
-# nearly every picture, below the smallest number there is. All votes are 0: an underflow.
+# notice. The larger β, the more the nearest key alone is heard. But the votes fade too: at β = 5000 exp(−β (1 − cos)) is,
+# for nearly every picture, below the smallest number there is. All votes are 0: an underflow.
 #
 # The library searches 11 × 9 pairs on validation. Here is the whole grid.
 
