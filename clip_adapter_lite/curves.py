@@ -47,7 +47,7 @@ def training_curve(method: CLIPAdapter, episode: Episode, every: int = 4):
     with seeded(episode.seed):
         head = method.new_head(episode, alpha, beta)
         look(0)
-        method.train_head(head, episode, lambda step: look(step + 1))
+        method.train_head(head, episode, after_step=lambda step: look(step + 1))
     rows += [(step, *rows[0][1:]) for step in sorted(watched)[len(rows):]]  # α = β = 0 trains nothing
     table = pandas.DataFrame(rows, columns=["step", "loss", "train", "val", "test"])
     table.attrs = {"backbone": episode.backbone_name, "dataset": episode.dataset,

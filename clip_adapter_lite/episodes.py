@@ -57,6 +57,10 @@ class Episode:
         return replace(self, support=self.support.to(*args), val=self.val.to(*args),
                        test=self.test.to(*args), text_features=self.text_features.to(*args))
 
+    def shots_only(self) -> "Episode":
+        """The episode without its validation images: a method may look at the shots alone."""
+        return replace(self, val=self.val.take(slice(0)))
+
     def check(self) -> None:
         """Raise BankError if a method could not be fitted to this episode."""
         check_text(self.text_features, len(self.classnames), self.dataset)

@@ -8,7 +8,8 @@ NAMES = {"zero-shot": "zero-shot CLIP", "linear-probe": "linear probe", "coop": 
          "clip-adapter(branch=text)": "CLIP-Adapter, text",
          "clip-adapter(branch=both)": "CLIP-Adapter, both",
          "clip-adapter(alpha=0.2)": "CLIP-Adapter, α = 0.2",
-         "clip-adapter(alpha=learned)": "CLIP-Adapter, learned α",
+         "clip-adapter(alpha=val)": "CLIP-Adapter, searched α",
+         "clip-adapter(alpha=learned)": "CLIP-Adapter, α = Q(f, W)",
          "clap": "CLAP", "clap(constraint=False)": "ZS-LP", "gda": "GDA-CLIP",
          "linear-adapter": "linear adapter"}
 

@@ -128,8 +128,8 @@ def test_compare_then_resume_then_again(run, tmp_path):
     text = run(*SMALL, "--seeds", "1,2", "--out", out)
     rows = rows_of(out)
     assert out.read_text().splitlines()[0] == ",".join(COLUMNS)
-    assert COLUMNS == ("dataset", "backbone", "method", "shots", "seed", "accuracy", "val_accuracy", "alpha", "steps",
-                       "seconds", "parameters")
+    assert COLUMNS == ("dataset", "backbone", "method", "shots", "seed", "labelled", "accuracy", "val_accuracy", "alpha",
+                       "steps", "seconds", "parameters")
     assert len(rows) == 8 and "8 of 8 runs to do" in text and f"Wrote {out} (8 runs)" in text
     assert {(r["dataset"], r["method"], r["shots"], r["seed"]) for r in rows} == {
         (d, m, "1", s) for d in ("pacs-photo", "rsscn7") for m in ("zero-shot", "clip-adapter") for s in "12"}
@@ -140,7 +140,8 @@ def test_compare_then_resume_then_again(run, tmp_path):
         printed = text.split(f"{bank}: test accuracy")[1].split("features:")[0]
         for method in ("zero-shot", "clip-adapter"):
             a, b = (100 * float(r["accuracy"]) for r in rows if (r["dataset"], r["method"]) == (bank, method))
-            assert re.search(rf"{method}\s+│\s+{(a + b) / 2:.1f}±{abs(a - b) / 2 ** 0.5:.1f}", printed)
+            labelled = 0 if method == "zero-shot" else 2  # a shot and a validation image
+            assert re.search(rf"{method}\s+│\s+{labelled}\s+│\s+{(a + b) / 2:.1f}±{abs(a - b) / 2 ** 0.5:.1f}", printed)
     assert " ".join(text.split()).count("features: pocket CLIP (ImageNet-supervised image tower)") == 2  # one a table
     with Image.open(out.with_suffix(".png")) as picture:
         picture.load()

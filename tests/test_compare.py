@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy
@@ -232,6 +233,38 @@ def test_summary_is_mean_and_sample_deviation():
     summary = cal.summarise(pandas.DataFrame(rows)).iloc[0]
     assert summary["count"] == 3
     assert math.isclose(summary["mean"], 0.7) and math.isclose(summary["std"], 0.2)
+
+
+def test_labelled_counts_the_images_a_class_that_a_fit_looked_at(banks):
+    """Shots, and min(shots, 4) validation images where the method selects on them."""
+    methods = ["zero-shot", cal.CLIPAdapter(alpha=0.3, steps=1), cal.CLIPAdapter(steps=1),
+               cal.TipAdapter(alpha=1.0, beta=1.0), cal.TipAdapter(alpha=1.0),
+               cal.CLIPAdapter(alpha=0.3, beta="val", steps=1)]
+    table = cal.compare(banks[0], methods, [1, 2], 1)
+    assert table.labelled.tolist() == [0, 0, 1, 2, 2, 4, 1, 2, 2, 4, 1, 2]
+    assert cal.summarise(table).labelled.tolist() == table.labelled.tolist()
+    assert cal.compare(banks[0], methods[2:3], [2], 1, validation=False).labelled.tolist() == [2]
+
+
+def test_shots_only_takes_the_validation_images_away(banks):
+    method = cal.CLIPAdapter(steps=4)
+    (found,) = cal.compare(banks[0], method, 2, 1, validation=False).itertuples()
+    episode = banks[0].episode(2)
+    fitted = method.fit(replace(episode, val=episode.val.take(torch.tensor([], dtype=torch.long))))
+    assert (found.alpha, found.accuracy) == (fitted.alpha, fitted.accuracy(episode.test)) and math.isnan(found.val_accuracy)
+    assert fitted.alpha != method.fit(episode).alpha
+
+
+def test_a_method_that_needs_validation_images_is_refused_without_them(banks, expect_refused):
+    with expect_refused("linear-probe chooses a setting on validation images, which shots only have not", ValueError):
+        cal.compare(banks, ["zero-shot", "linear-probe"], [1], [1], validation=False)
+
+
+def test_the_two_protocols_are_not_mixed_in_one_file(banks, tmp_path, expect_refused):
+    study = dict(methods=[cal.CLIPAdapter(steps=1)], shots=[1], seeds=[1], out=tmp_path / "r.csv")
+    cal.compare(banks, **study)
+    with expect_refused("was computed by another protocol", ValueError):
+        cal.compare(banks, **study, resume=True, validation=False)
 
 
 def test_jobs_must_be_a_number_of_processes_and_an_old_result_is_left_alone(banks, tmp_path):

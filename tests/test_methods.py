@@ -505,8 +505,10 @@ def test_val_accuracy_is_none_without_validation_images(method):
     assert method.fit(toy_episode(val=0)).val_accuracy is None
 
 
-@pytest.mark.parametrize("method", [LinearProbe(), CLIPAdapter(), CLIPAdapter(branch="text"), CLIPAdapter(branch="both"),
-                                    CLIPAdapter(branch="both", alpha=0.2), TipAdapter(finetune=True), GDA()])
+@pytest.mark.parametrize("method", [
+    LinearProbe(), CLIPAdapter(alpha="val"), CLIPAdapter(branch="text", beta="val"),
+    CLIPAdapter(branch="both", alpha="val", beta="val"), CLIPAdapter(branch="both", alpha=0.2, beta="val"),
+    TipAdapter(finetune=True), GDA()])
 def test_choosing_without_validation_images_is_refused_before_any_training(method, monkeypatch):
     monkeypatch.setattr(torch.optim.Optimizer, "__init__", lambda *_: pytest.fail("trained in vain"))
     with pytest.raises(BankError, match="chosen on validation images") as error:
@@ -571,7 +573,8 @@ def test_the_paper_width_gives_the_paper_count():
 @pytest.mark.parametrize("method, label", [
     (ZeroShot(), "zero-shot"), (ZeroShot(device="cpu"), "zero-shot"),
     (LinearProbe(), "linear-probe"), (LinearProbe(C=1.0), "linear-probe(C=1.0)"),
-    (CLIPAdapter(alpha="val", reduction=4), "clip-adapter"), (CLIPAdapter(alpha=0.2), "clip-adapter(alpha=0.2)"),
+    (CLIPAdapter(alpha="auto", reduction=4), "clip-adapter"),
+    (CLIPAdapter(alpha="val"), "clip-adapter(alpha=val)"), (CLIPAdapter(alpha=0.2), "clip-adapter(alpha=0.2)"),
     (CLIPAdapter(reduction=8, branch="text"), "clip-adapter(branch=text, reduction=8)"),
     (CoOp(), "coop"), (CoOp(context_length=16, words=None), "coop(context_length=16, words=None)"),
 ])

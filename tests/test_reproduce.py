@@ -188,7 +188,7 @@ def test_the_page_says_what_the_csv_says(study):
         method, *lines = section.splitlines()
         rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines if line.startswith("|")]
         for cells in rows[2:]:
-            for head, cell in zip(rows[0][1:-2], cells[1:-2]):
+            for head, cell in zip(rows[0][1:-3], cells[1:-3]):
                 if cell == "–":
                     continue
                 seen += 1
@@ -248,7 +248,7 @@ def test_a_row_says_what_is_not_as_in_the_paper(change, remark, differs, tmp_pat
 
 def test_our_average_takes_all_eleven_as_in_the_paper():
     banks = [bank_of(dataset, settings()[dataset][1], width=4, train=1, val=1, test=1) for dataset in ELEVEN]
-    runs = pandas.DataFrame([dict(zip(COLUMNS, (dataset, RN50, "clip-adapter", 16, seed, 0.5 + 0.01 * i + 0.002 * seed)))
+    runs = pandas.DataFrame([dict(zip(COLUMNS, (dataset, RN50, "clip-adapter", 16, seed, 20, 0.5 + 0.01 * i + 0.002 * seed)))
                              for i, dataset in enumerate(ELEVEN) for seed in (1, 2)], columns=COLUMNS)
     row = row_of(beside(runs, banks, RN50), AVERAGE, "clip-adapter", 16)
     assert (row.ours, row.paper, row.difference, row.seeds) == (55.3, 74.44, round(55.3 - 74.44, 2), 2)
@@ -276,11 +276,24 @@ def test_resume_adds_to_what_is_there(tmp_path, monkeypatch):
 
 def test_a_bank_that_the_protocol_cannot_use_is_not_run_and_says_why(tmp_path):
     banks = [bank_of("eurosat", 10, val=0), bank_of("dtd", 47, train=[0] + 46 * [1]), bank_of("mine", 3)]
-    table = reproduce(banks, out=tmp_path, **{**QUICK, "shots": [1]})
+    searched = cal.CLIPAdapter(alpha="val", grid=(0.0, 0.2), steps=1)
+    table = reproduce(banks, out=tmp_path, **{**QUICK, "shots": [1], "methods": ["zero-shot", searched]})
     assert row_of(table, "eurosat", "clip-adapter", 1).remarks == "not measured: no val images"
     assert row_of(table, "dtd", "zero-shot", 0).remarks == "not measured: a class without training images"
     assert set(table[table.seeds > 0].dataset) == {"mine"}
     assert "- eurosat: not run, no val images" in (tmp_path / "reproduce.md").read_text(encoding="utf-8")
+
+
+def test_a_bank_without_validation_images_is_run_where_the_method_can_do_without(tmp_path):
+    table = reproduce([bank_of("eurosat", 10, val=0), bank_of("mine", 3)], out=tmp_path, seeds=[1], shots=[1, 2],
+                      methods=["zero-shot", cal.CLIPAdapter(steps=2)])
+    label = cal.CLIPAdapter(steps=2).label
+    assert [row_of(table, "eurosat", label, s).labelled for s in (1, 2)] == [1, 2]
+    assert [row_of(table, "mine", label, s).labelled for s in (1, 2)] == [2, 4]  # with as many validation images
+    assert row_of(table, "mine", "zero-shot", 0).labelled == 0
+    assert "no validation images: shots only" in row_of(table, "eurosat", label, 1).remarks
+    page = (tmp_path / "reproduce.md").read_text(encoding="utf-8")
+    assert "| labelled | seeds |" in page and "| 2 / 4 | 1 |" in page
 
 
 def test_imagenets_shift_is_a_fit_on_one_and_a_test_on_the_other(tmp_path):

@@ -40,11 +40,14 @@ def compare(
     engine: Engine = "joblib",
     address: Address = "",
     allow_fewer: AllowFewer = False,
+    shots_only: Annotated[bool, typer.Option("--shots-only",
+                                             help="Take the validation images away: what a method "
+                                                  "selects, it selects on the shots.")] = False,
 ):
     """Compare methods: every bank × method × shots × seed, as a table per bank, a CSV and a picture.
 
     Fitted on the few shots, selected on min(shots, 4) validation images a class, judged once on the
-    whole test split.
+    whole test split. `labelled` counts the labelled images a class that a method looked at.
 
     Example: `clip-adapter-lite compare --banks rsscn7 --methods
         "clip-adapter,tip-adapter(finetune=true)" --shots 1,16`
@@ -55,7 +58,8 @@ def compare(
     out = out.expanduser()
     loaded = [FeatureBank.load(name, backbone) for name in names_listed(banks)]
     study = dict(banks=loaded, methods=listed(methods), shots=numbers(shots, "--shots"),
-                 seeds=numbers(seeds, "--seeds"), allow_fewer=allow_fewer)
+                 seeds=numbers(seeds, "--seeds"), allow_fewer=allow_fewer,
+                 validation=not shots_only)
     console.print(pending(**study, out=out if resume else None))
     with stoppable(out):
         table = run(**study, out=out, resume=resume, jobs=jobs, engine=engine,
@@ -91,12 +95,14 @@ def accuracy_table(summary, title: str, features: str) -> Table:
     table = Table(title=title, caption=f"features: {features}", title_justify="left",
                   caption_justify="left")
     table.add_column("method", no_wrap=True)
+    table.add_column("labelled", justify="right")
     for s in shots:
         table.add_column("1 shot" if s == 1 else f"{s} shots", justify="right")
     for method, rows in summary.groupby("method", sort=False):
         cells = rows.set_index("shots")
         spread = [f"±{100 * cells['std'][s]:.1f}" if cells["count"][s] > 1 else "" for s in shots]
-        table.add_row(method, *(f"{100 * cells['mean'][s]:.1f}{deviation}"
+        seen = "/".join(f"{cells['labelled'][s]:.3g}" for s in shots)
+        table.add_row(method, seen, *(f"{100 * cells['mean'][s]:.1f}{deviation}"
                                 for s, deviation in zip(shots, spread)))
     return table
 
@@ -114,8 +120,8 @@ def notes(table, out: Path) -> list[str]:
     details = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))["details"]
     tied = [d["tied"] for d in details.values() if "tied" in d]
     if tied:
-        lines.append(f"Of {len(tied)} searches on validation, {sum(t > 1 for t in tied)} had "
-                     "several ratios tied on accuracy, and the lower cross-entropy decided.")
+        lines.append(f"Of {len(tied)} searches on validation, {sum(t > 1 for t in tied)} had several "
+                     "settings that those images cannot tell apart.")
     return lines
 
 

@@ -5,14 +5,15 @@ import json
 
 from ..banks import FeatureBank
 from ..files import BUNDLED
-from ..methods import CLIPAdapter, CoOp, LinearProbe, TipAdapter, ZeroShot
+from ..methods import CLAP, GDA, CLIPAdapter, CoOp, LinearAdapter, LinearProbe, TipAdapter, ZeroShot
 from .runs import Run, execute, tidy
 
 RESULTS = BUNDLED / "reference.csv"
 MEASURED = {method.label: method for method in (
     ZeroShot(), LinearProbe(), CoOp(), CLIPAdapter(), CLIPAdapter(branch="text"),
-    CLIPAdapter(branch="both"),
-    CLIPAdapter(alpha=0.2), CLIPAdapter(alpha="learned"), TipAdapter(), TipAdapter(finetune=True))}
+    CLIPAdapter(branch="both"), CLIPAdapter(alpha="val"), CLIPAdapter(alpha=0.2),
+    CLIPAdapter(alpha="learned"), TipAdapter(), TipAdapter(finetune=True), CLAP(),
+    CLAP(constraint=False), GDA(), LinearAdapter())}
 
 
 def reference():

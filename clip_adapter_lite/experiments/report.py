@@ -11,9 +11,9 @@ from .paper import paper, settings
 RESIZING = {"shortest": "CLIP style (aspect ratio kept, centre crop)",
             "squash": "CoOp style (both sides squashed)"}
 PROTOCOL = ("the bank's own split (CoOp's where it says so, below); fitted on `shots` training "
-            "images a class, or on what a class has; α, and whatever else a method selects, chosen "
-            "on min(shots, 4) validation images a class; the test split used once; AdamW on all "
-            f"the frozen features at once; CoOp with {CoOp.context_length} context vectors")
+            "images a class, or on what a class has; α learned, and whatever else a method selects "
+            "chosen, on min(shots, 4) validation images a class; the test split used once; AdamW on "
+            f"all the frozen features at once; CoOp with {CoOp.context_length} context vectors")
 
 
 def style(bank: FeatureBank) -> str:
@@ -29,22 +29,25 @@ def markdown(table, banks: Sequence[FeatureBank], backbone: str,
              "Accuracy in %. A cell holds theirs / ours ± standard deviation over seeds / ours - "
              "theirs in points; the difference stands only where features and classes are the "
              "paper's.", "",
-             f"- **Theirs:** {paper()['protocol']}.", f"- **Ours:** {PROTOCOL}."]
+             f"- **Theirs:** {paper()['protocol']}.", f"- **Ours:** {PROTOCOL}.",
+             "- **labelled**: how many labelled images a class ours looked at, shots and validation, "
+             "for each number of shots that was run."]
     if backbone == "pocket":
         lines.append("- The pocket CLIP's image tower is ImageNet-supervised: its numbers say "
                      "nothing of OpenAI's CLIP.")
     for method, rows in table.groupby("method", sort=False):
         shots = sorted(rows.shots.unique())
         heads = ["dataset", *({0: "no shots", 1: "1 shot"}.get(s, f"{s} shots") for s in shots),
-                 "seeds", "remarks"]
+                 "labelled", "seeds", "remarks"]
         lines += ["", f"## {method}", "", _line(heads), _line(["---"] * len(heads))]
         for dataset, cells in rows.groupby("dataset", sort=False):
             by_shots = {row.shots: cell(row) for row in cells.itertuples()}
             remarks = "; ".join(cells.remarks).replace("not measured: no run", "")
             remarks = dict.fromkeys(remarks.split("; "))
             seeds = sorted(set(cells.seeds) - {0})
+            seen = [f"{row.labelled:.3g}" for row in cells.itertuples() if row.seeds]
             lines.append(_line([settings().get(dataset, (dataset,))[0],
-                                *(by_shots.get(s, "–") for s in shots),
+                                *(by_shots.get(s, "–") for s in shots), " / ".join(seen) or "–",
                                 ", ".join(map(str, seeds)) or "–", "; ".join(filter(None, remarks))]))
     lines += ["", "## Our banks", ""] + ([] if banks else ["None."])
     for bank in banks:

@@ -43,22 +43,23 @@ def reproduce(banks: Iterable[FeatureBank], backbone: str = "RN50-quickgelu", *,
     DataFrame of both.
 
     A row per number: dataset, backbone, method, shots (0 for zero-shot, which is run once), paper
-    (accuracy in %), paper_backbone, source, ours (mean in %), std (over seeds), seeds, difference
-    (ours - paper, in points; only where features and classes are the paper's), remarks. With banks
+    (accuracy in %), paper_backbone, source, ours (mean in %), std (over seeds), seeds, labelled
+    (images a class that ours looked at), difference (ours - paper, in points; only where features
+    and classes are the paper's), remarks. With banks
     of ImageNet and of its V2 or Sketch, their shift too.
 
     out: a folder that gets reproduce.md, reproduce.csv and the engine's runs.csv and runs.json, to
         which resume=True adds.
     jobs, engine, address: as for `compare`.
     Raises ValueError or BankError, before any work, for what cannot be run; a bank that lacks
-    images of a class, or validation images, is not run, and its remarks say so.
+    images of a class, or validation images that a method needs, is not run, and its remarks say so.
     """
     import pandas
     check_engine(engine, jobs, address)
     banks, out = [bank for bank in banks if bank.backbone == backbone], Path(out)
-    unfit = {bank.dataset: why for bank in banks if (why := _unfit_reason(bank))}
-    fit = [bank for bank in banks if bank.dataset not in unfit]
     methods = [method_named(method) if isinstance(method, str) else method for method in methods]
+    unfit = {bank.dataset: why for bank in banks if (why := _unfit_reason(bank, methods))}
+    fit = [bank for bank in banks if bank.dataset not in unfit]
     # sees no shots and has no chance in it
     zero = [method for method in methods if isinstance(method, ZeroShot)]
     others = [method for method in methods if method not in zero]
@@ -83,11 +84,12 @@ def reproduce(banks: Iterable[FeatureBank], backbone: str = "RN50-quickgelu", *,
     return table
 
 
-def _unfit_reason(bank: FeatureBank) -> str:
+def _unfit_reason(bank: FeatureBank, methods: Sequence[Method]) -> str:
     """Why the protocol cannot be run on this bank; "" if it can."""
     if not bank.max_shots:
         return "a class without training images"
-    return next((f"no {name} images" for name in ("val", "test") if not len(bank.splits[name])), "")
+    needed = ["test", *("val" for method in methods if method.needs_validation)]
+    return next((f"no {name} images" for name in needed if not len(bank.splits[name])), "")
 
 
 def _shifts(fit: Sequence[FeatureBank], banks: Sequence[FeatureBank],
@@ -118,13 +120,14 @@ def beside(runs, banks: Sequence[FeatureBank], backbone: str, unfit: Mapping[str
     rows = {}
     for dataset, method, shots in {**theirs, **ours}:
         accuracy, its_backbone, source = theirs.get((dataset, method, shots), (None, None, None))
-        mean, std, seeds = ours.get((dataset, method, shots), (None, None, 0))
+        mean, std, seeds, seen = ours.get((dataset, method, shots), (None, None, 0, None))
         if seeds:
             remarks, same = _remarks(of[dataset], shots, its_backbone)
         else:
             remarks, same = [f"not measured: {reasons.get(dataset, 'no bank')}"], False
         rows[dataset, method, shots] = {"paper": accuracy, "paper_backbone": its_backbone,
                                         "source": source, "ours": mean, "std": std, "seeds": seeds,
+                                        "labelled": seen,
                                         "difference": _difference(mean, accuracy, same),
                                         "remarks": "; ".join(remarks), "same": same}
     for method, shots in [*dict.fromkeys(key[1:] for key in rows), *paper_averages()]:
@@ -136,19 +139,20 @@ def beside(runs, banks: Sequence[FeatureBank], backbone: str, unfit: Mapping[str
     table = pandas.DataFrame([{"dataset": dataset, "backbone": backbone, "method": method,
                                "shots": shots, **rows[dataset, method, shots]} for dataset, method,
                               shots in order])
-    numbers = dict.fromkeys(("paper", "ours", "std", "difference"), float)
+    numbers = dict.fromkeys(("paper", "ours", "std", "labelled", "difference"), float)
     return table.drop(columns="same").astype(numbers)
 
 
 def _ours(runs, banks: Sequence[FeatureBank],
-          backbone: str) -> dict[tuple[str, str, int], tuple[float, float, int]]:
-    """(dataset, method, shots) → (mean in %, standard deviation in points, seeds) of the runs on
-    these banks.
+          backbone: str) -> dict[tuple[str, str, int], tuple[float, float, int, float]]:
+    """(dataset, method, shots) → (mean in %, standard deviation in points, seeds, labelled images a
+    class) of the runs on these banks.
     """
     here = runs[runs.dataset.isin([bank.dataset for bank in banks]) & (runs.backbone == backbone)]
     here = here.assign(shots=here.shots.where(~here.method.str.startswith(ZeroShot.name), 0))
     return {(line.dataset, line.method,
-             int(line.shots)): (round(100 * line.mean, 2), round(100 * line.std, 2), line.count)
+             int(line.shots)): (round(100 * line.mean, 2), round(100 * line.std, 2), line.count,
+                               getattr(line, "labelled", None))
             # there may be no bank of this backbone
             for line in (summarise(here).itertuples() if len(here) else ())}
 
@@ -175,6 +179,8 @@ def _remarks(bank: FeatureBank, shots: int, its_backbone: str | None) -> tuple[l
     same = not remarks
     if not tag:
         remarks.append("weights not recorded")
+    if not len(bank.splits["val"]):
+        remarks.append("no validation images: shots only")
     if images != their_images:
         remarks.append(f"{images} test images, the paper's {their_images}")
     if (found := style(bank)) != RESIZING[paper()["resize_mode"]]:
@@ -198,6 +204,7 @@ def _average(rows: Mapping[tuple, dict], method: str, shots: int) -> dict | None
     return {"paper": theirs, "paper_backbone": paper()["backbone"] if theirs else None,
             "source": source, "ours": ours, "std": None,
             "seeds": min(row["seeds"] for row in eleven) if measured else 0,
+            "labelled": fmean(row["labelled"] for row in eleven) if measured else None,
             "difference": _difference(ours, theirs,
                                       measured and all(row["same"] for row in eleven)),
             "remarks": "derived" if measured else "derived; not measured on all eleven", "same": False}

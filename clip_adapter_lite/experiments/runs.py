@@ -17,21 +17,28 @@ from ..progress import bar
 from ..values import shown, whole_number
 from .engines import finished
 
-COLUMNS = ("dataset", "backbone", "method", "shots", "seed", "accuracy", "val_accuracy", "alpha",
-           "steps", "seconds", "parameters")
+COLUMNS = ("dataset", "backbone", "method", "shots", "seed", "labelled", "accuracy", "val_accuracy",
+           "alpha", "steps", "seconds", "parameters")
 KEY = COLUMNS[:5]
+PROTOCOLS = {True: "fit on the support set; selection on min(shots, 4) validation images a class; "
+                   "accuracy on the whole test split, used once",
+             False: "fit and selection on the support set alone; accuracy on the whole test split, "
+                    "used once"}
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One fit to be done and judged. settings: a sweep's grid values, which become columns of its
-    row.
+    """One fit to be done and judged.
+
+    validation: False takes the validation images away. settings: a sweep's grid values, which become
+    columns of its row.
     """
     bank: FeatureBank
     method: Method
     shots: int
     seed: int
     allow_fewer: bool = False
+    validation: bool = True
     settings: Mapping = field(default_factory=dict)
 
     @property
@@ -43,11 +50,12 @@ class Run:
         """(key, row, details) of the finished run; one thread, the fastest for these small matrices."""
         with threads(1):
             episode = self.bank.episode(self.shots, self.seed, allow_fewer=self.allow_fewer)
+            episode = episode if self.validation else episode.shots_only()
             fitted = self.method.fit(episode)
             accuracy = fitted.accuracy(episode.test)
-        row = dict(zip(KEY, self.key), accuracy=accuracy, val_accuracy=fitted.val_accuracy,
-                   alpha=fitted.alpha, steps=fitted.steps, seconds=round(fitted.seconds, 4),
-                   parameters=fitted.parameters)
+        row = dict(zip(KEY, self.key), labelled=self.method.labelled(episode), accuracy=accuracy,
+                   val_accuracy=fitted.val_accuracy, alpha=fitted.alpha, steps=fitted.steps,
+                   seconds=round(fitted.seconds, 4), parameters=fitted.parameters)
         return self.key, row | self.shown, fitted.details
 
     @property
@@ -60,9 +68,9 @@ class Run:
 
 
 def plan(banks: Iterable[FeatureBank], methods: Iterable[str | Method], shots: Iterable[int],
-         seeds: Iterable[int], *, allow_fewer: bool = False) -> list[Run]:
+         seeds: Iterable[int], *, allow_fewer: bool = False, validation: bool = True) -> list[Run]:
     """All runs of a study, checked before any work: methods known, nothing twice, every bank has
-    the shots.
+    the shots, no method lacks the validation images that it cannot do without.
 
     One bank, method, number of shots or seed is a list of one. Raises ValueError or BankError,
     naming what is wrong.
@@ -72,8 +80,8 @@ def plan(banks: Iterable[FeatureBank], methods: Iterable[str | Method], shots: I
         raise ValueError("methods must be labels such as 'zero-shot' or methods such as "
                          f"ZeroShot(); got {shown(wrong[0])}.")
     banks, shots, seeds = cells(banks, shots, seeds)
-    return checked([Run(b, m, s, seed, allow_fewer) for b in banks for m in methods for s in shots
-                    for seed in seeds])
+    return checked([Run(b, m, s, seed, allow_fewer, validation)
+                    for b in banks for m in methods for s in shots for seed in seeds])
 
 
 def several(given) -> list:
@@ -107,6 +115,9 @@ def checked(runs: list[Run]) -> list[Run]:
                              "and seed once.")
         seen.add(run.key)
     for run in runs:
+        if not run.validation and run.method.needs_validation:
+            raise ValueError(f"{run.method.label} chooses a setting on validation images, which "
+                             "shots only have not; give that setting a number.")
         if not run.allow_fewer or run.shots < 1:
             run.bank.check_shots(run.shots)
     return runs
@@ -154,8 +165,7 @@ class Results:
         self.about = {
             "banks": {f"{r.bank.dataset} ({r.bank.backbone})": r.bank.hash for r in runs},
             "methods": {r.method.label: repr(r.method) for r in runs},
-            "protocol": "fit on the support set; selection on min(shots, 4) validation images a class; "
-                        "accuracy on the whole test split, used once",
+            "protocol": PROTOCOLS[all(run.validation for run in runs)],
             "versions": versions(), "details": {}}
         self.rows: dict[tuple, dict] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -169,6 +179,9 @@ class Results:
         before = {}
         if self.about_path.exists():
             before = json.loads(self.about_path.read_text(encoding="utf-8"))
+        if before.get("protocol", self.about["protocol"]) != self.about["protocol"]:
+            raise ValueError(f"{self.path} was computed by another protocol ({before['protocol']}), so "
+                             "its rows cannot be mixed with new ones; give another --out.")
         for what in ("banks", "methods"):
             for name, value in self.about[what].items():
                 if before.get(what, {}).get(name, value) != value:

@@ -2,7 +2,6 @@
 seed.
 """
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -27,7 +26,7 @@ def plan_sweep(banks: Iterable[FeatureBank], base: str | Method, grid: Mapping[s
     banks, shots, seeds = cells(banks, shots, seeds)
     points = [dict(zip(grid, values))
               for values in product(*(map(plain, several(values)) for values in grid.values()))]
-    return checked([Run(bank, _method_at(base, point), s, seed, allow_fewer, point)
+    return checked([Run(bank, _method_at(base, point), s, seed, allow_fewer, settings=point)
                     for bank in banks for point in points for s in shots for seed in seeds])
 
 
@@ -35,11 +34,10 @@ def _method_at(base: Method, point: Mapping) -> Method:
     """The method at a point of the grid. A text adapter's ratio is β: it follows the grid's α
     unless it has values there.
     """
-    method = with_settings(base, point)
-    alone = "alpha" in point and "beta" not in point
-    if isinstance(method, CLIPAdapter) and method.branch != "visual" and alone:
-        method = replace(method, beta=point["alpha"])
-    return method
+    branch = point.get("branch", getattr(base, "branch", None))
+    if isinstance(base, CLIPAdapter) and branch != "visual" and "alpha" in point:
+        point = {"beta": point["alpha"], **point}
+    return with_settings(base, point)
 
 
 def sweep_columns(grid: Iterable[str]) -> tuple[str, ...]:

@@ -204,6 +204,21 @@ class Method(ABC):
         """Raise ValueError for a setting that cannot be."""
 
     @property
+    def needs_validation(self) -> bool:
+        """Whether `fit` raises BankError without validation images."""
+        return "val" in (getattr(self, setting.name) for setting in fields(self))
+
+    @property
+    def uses_validation(self) -> bool:
+        """Whether `fit` looks at validation images if there are any."""
+        return self.needs_validation
+
+    def labelled(self, episode: Episode) -> float:
+        """How many labelled images a class `fit` looks at, a mean over classes."""
+        seen = len(episode.support) + (len(episode.val) if self.uses_validation else 0)
+        return seen / len(episode.classnames)
+
+    @property
     def label(self) -> str:
         """The name, followed by the settings that differ from the defaults:
         `clip-adapter(alpha=0.2)`.
@@ -271,12 +286,24 @@ def validation_score(head: Head, val: Split) -> tuple[float, float]:
 def best(scores: Mapping[tuple, tuple[float, float]]) -> tuple[tuple, int]:
     """The ratios with the best `validation_score`, of equals the smaller ones, and how many reach
     its accuracy.
-
-    A ratio that is None (no such branch) or a word counts as 0.
     """
-    size = lambda ratio: ratio if isinstance(ratio, (int, float)) else 0.0
-    chosen = max(scores, key=lambda ratios: (*scores[ratios], *(-size(ratio) for ratio in ratios)))
+    chosen = max(scores, key=lambda ratios: (*scores[ratios], *(-ratio for ratio in ratios)))
     return chosen, sum(score[0] == scores[chosen][0] for score in scores.values())
+
+
+def best_near(scores: Mapping[tuple, tuple[float, float]], images: int,
+              prior: float) -> tuple[tuple, int]:
+    """The ratios nearest to `prior` that so many validation images cannot tell from the best, and
+    how many they cannot.
+
+    Those are within one standard error √(p (1 - p) / images) of the highest accuracy p; of equally
+    near ones the better `validation_score`. A ratio that is None (no such branch) is as near as any.
+    """
+    highest = max(accuracy for accuracy, _ in scores.values())
+    least = highest - math.sqrt(highest * (1 - highest) / images)
+    near = [ratios for ratios in scores if scores[ratios][0] >= least]
+    away = lambda ratios: round(sum(abs(r - prior) for r in ratios if r is not None), 9)
+    return min(near, key=lambda ratios: (away(ratios), *(-s for s in scores[ratios]))), len(near)
 
 
 def need_validation(episode: Episode, setting: str) -> None:

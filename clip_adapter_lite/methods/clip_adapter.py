@@ -16,9 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize, relu
 
+from ..splits import Split
 from ..training import train
-from .base import Head, Method, best, cosine_logits, lengths, need_validation, validation_score
-from .ratios import PRIOR, RATIO_RATE, RatioNetwork, SharedRatio, decoupled, held_out_of
+from .base import Head, Method, best_near, cosine_logits, lengths, need_validation, validation_score
+from .ratios import PRIOR, RatioNetwork, SharedRatio, decoupled, held_out_of
+
+LEARNED = ("auto", "learned")  # on held-out images, by a SharedRatio and a RatioNetwork
 
 
 class Bottleneck(nn.Module):
@@ -43,7 +46,7 @@ class CLIPAdapterHead(Head):
 
     weights: W [C, D]; pooled: [D], the mean direction of the support features, for Q.
     branch: "visual", "text" or "both".
-    alpha, beta: numbers, "learned" to ask a RatioNetwork, "auto" a SharedRatio (one of the two asks
+    alpha, beta: numbers, "auto" to ask a SharedRatio, "learned" a RatioNetwork (one of the two asks
         for both branches), or None where there is no such branch.
     normalize: "after" brings f* and W* to unit length (the logits are then logit_scale · cos(f*,
         W*)); "before" does so to f and W, and not after the blend.
@@ -85,39 +88,36 @@ class CLIPAdapterHead(Head):
         return self.ratios(self.pooled[None], self.weights)[1]  # [1, D], [C, D] → [C, 1]
 
     def groups(self, rate: float) -> list[dict]:
-        """AdamW's parameter groups: `rate`, divided by the ratio for an adapter that has one for all.
-
-        By 0.1 at least.
+        """AdamW's parameter groups: `rate`, divided by the adapter's ratio, by 0.1 at least.
 
         Adam ignores how large a gradient is, so a step moves f* by about ratio · rate: with one
         rate for all, small ratios train slowly, and a search would compare how far trained they
-        are. A learned ratio grows by itself.
+        are. A learned ratio counts as it is at the step.
         """
-        found = []
+        found = self.ratios.groups(rate) if self.ratios is not None else []
         for adapter, ratio, place in ((self.visual, self.alpha, 0), (self.text, self.beta, 1)):
-            if adapter is not None and ratio == "auto":
-                factor = lambda place=place: 1 / max(self._shared(place), 0.1)
+            if adapter is not None and isinstance(ratio, str):
+                factor = lambda place=place: 1 / max(self.typical(place), 0.1)
                 found.append({"params": adapter.parameters(), "factor": factor})
             elif adapter is not None:
-                found.append({"params": adapter.parameters(),
-                              "lr": rate / max(1.0 if ratio == "learned" else ratio, 0.1)})
-        if isinstance(self.ratios, SharedRatio):  # no decay: it would pull to 0.5
-            found.append({"params": self.ratios.parameters(), "lr": RATIO_RATE, "weight_decay": 0.0})
-        elif self.ratios is not None:
-            found.append({"params": self.ratios.parameters()})
+                found.append({"params": adapter.parameters(), "lr": rate / max(ratio, 0.1)})
         return found
 
-    def _shared(self, place: int) -> float:
-        """What the shared α (place 0) or β (1) is now."""
-        return torch.sigmoid(self.ratios.logits[place]).item()
+    @torch.no_grad()
+    def typical(self, place: int) -> float:
+        """What the learned α (place 0) or β (1) is now at the mean support feature and mean W."""
+        return self.ratios(self.pooled[None], self.weights.mean(0, keepdim=True))[place].item()
 
     def settle(self) -> None:
-        """Put the numbers that shared ratios have come to in their place."""
+        """Learned ratios stay what they have come to: shared ones become numbers, Q is frozen."""
         for name, place in (("alpha", 0), ("beta", 1)):
             if self.options[name] == "auto":
-                self.options[name] = self._shared(place)
+                self.options[name] = self.typical(place)
                 setattr(self, name, self.options[name])
-        self.ratios = None
+        if isinstance(self.ratios, SharedRatio):
+            self.ratios = None
+        else:
+            self.ratios.requires_grad_(False)
 
     def features(self, features: Tensor) -> Tensor:
         """f* [N, D]: the blend.
@@ -152,12 +152,13 @@ class CLIPAdapter(Method):
     branch: "visual" (the paper's default), "text" or "both".
     alpha, beta: the residual ratio of the visual and the text branch. A number; "auto" learns it on
         the validation images while the adapter learns on the support set, with a prior worth four
-        images, in one fit (with none, on a shot of each class that is held out, and then fits all
-        shots at that ratio; from one shot and none, the prior's ratio: `details` says which); "val"
-        trains one adapter for each of `grid` and keeps the one with the highest validation
-        accuracy, then the lower validation cross-entropy, then the smaller ratio (with both
-        branches on "val": every pair of every third one of `grid`, at about the cost of one
-        search); "learned" is Q(f, W).
+        images, in one fit; "learned" is Q(f, W), learned in the same way; "val" trains one adapter
+        for each of `grid` and keeps, of those within one standard error of the highest validation
+        accuracy, the one nearest to the prior, then the lower validation cross-entropy (with both
+        branches on "val": every pair of every third one of `grid`, at about the cost of one search).
+        Without validation images "auto" and "learned" hold out a shot of each class that has two,
+        then fit all shots at that ratio; without those too they take the prior's: `details` says
+        which.
     reduction: the bottleneck has D / reduction units (paper: 4).
     final_relu: a second ReLU after W2, as in the official code and not in the paper.
     normalize: "after" the blend (official code) or "before" the adapter and not after (LP++,
@@ -171,8 +172,8 @@ class CLIPAdapter(Method):
     name = "clip-adapter"
     head_class = CLIPAdapterHead
     branch: str = "visual"
-    alpha: float | str = "val"
-    beta: float | str = "val"
+    alpha: float | str = "auto"
+    beta: float | str = "auto"
     reduction: int = 4
     final_relu: bool = False
     normalize: str = "after"
@@ -189,15 +190,15 @@ class CLIPAdapter(Method):
                                  f"{getattr(self, setting)!r}.")
         for setting in ("alpha", "beta"):
             value = getattr(self, setting)
-            if value not in ("auto", "val",
-                             "learned") and not (isinstance(value, (int, float)) and 0 <= value <= 1):
+            number = isinstance(value, (int, float)) and 0 <= value <= 1
+            if not number and value not in (*LEARNED, "val"):
                 raise ValueError(f"{setting} must be a number from 0 to 1, 'auto', 'val' or "
                                  f"'learned'; got {value!r}.")
-        other = {self.alpha, self.beta} - {"auto"}
-        if self.branch == "both" and "auto" in (self.alpha, self.beta) and other & {"val", "learned"}:
-            raise ValueError("alpha and beta are learned together or not at all with 'auto'; got "
-                             f"{self.alpha!r} and {self.beta!r}, so give both as 'auto', or the "
-                             "other as a number.")
+        words = {ratio for ratio in (self.alpha, self.beta) if isinstance(ratio, str)}
+        if self.branch == "both" and len(words) == 2:
+            raise ValueError("alpha and beta come about in one way; got "
+                             f"{self.alpha!r} and {self.beta!r}, so give both the same word, or "
+                             "one of them as a number.")
         if self.reduction < 1:
             raise ValueError("reduction must be at least 1 (the bottleneck is D / reduction "
                              f"wide); got {self.reduction}.")
@@ -206,46 +207,57 @@ class CLIPAdapter(Method):
             raise ValueError("grid must hold at least one number, each from 0 to 1; got "
                              f"{self.grid!r}.")
 
+    @property
+    def needs_validation(self):
+        return len(self._pairs()) > 1
+
+    @property
+    def uses_validation(self):
+        return self.needs_validation or bool(set(LEARNED) & set(self._pairs()[0]))
+
     def _fit(self, episode):
-        pairs = self._pairs()
-        if "auto" in pairs[0]:
-            return self._fit_auto(episode, *pairs[0])
-        if len(pairs) > 1:
+        pairs, ratios = self._pairs(), 0
+        if self.needs_validation:
             need_validation(episode, "the residual ratio")
+        if set(LEARNED) & set(pairs[0]):
+            head, details = self._fit_held_out(episode, *pairs[0])
+            ratios = pairs[0].count("auto")  # parameters that are numbers by now
+        else:
+            head, details = self._fit_best(episode, pairs)
+        alpha, beta = head.alpha, head.beta  # None where there is no such branch
+        with torch.no_grad():
+            if alpha == "learned":
+                alpha = head.alphas(episode.support.view()).mean().item()
+            if beta == "learned":
+                beta = head.betas().mean().item()
+        return head, {"alpha": alpha, "beta": beta, "details": details, "steps": self.steps,
+                      "parameters": sum(p.numel() for p in head.parameters()) + ratios}
+
+    def _fit_best(self, episode, pairs) -> tuple[CLIPAdapterHead, dict]:
+        """An adapter for each (α, β); the one that the validation images choose."""
         heads = {pair: self.new_head(episode, *pair) for pair in pairs}
         for head in heads.values():
             self.train_head(head, episode)
-        chosen, details = pairs[0], {}
-        if len(heads) > 1:
-            scores = {pair: validation_score(head, episode.val) for pair, head in heads.items()}
-            chosen, tied = best(scores)
-            details = {"tied": tied, "scores": {str(pair): score for pair, score in scores.items()}}
-        head = heads[chosen]
-        found = {"alpha": head.alpha, "beta": head.beta}  # None where there is no such branch
-        with torch.no_grad():
-            if head.alpha == "learned":
-                found["alpha"] = head.alphas(episode.support.view()).mean().item()
-            if head.beta == "learned":
-                found["beta"] = head.betas().mean().item()
-        return head, {**found, "details": details, "steps": self.steps,
-                      "parameters": sum(p.numel() for p in head.parameters())}
+        if len(heads) == 1:
+            return heads[pairs[0]], {}
+        scores = {pair: validation_score(head, episode.val) for pair, head in heads.items()}
+        chosen, tied = best_near(scores, len(episode.val), PRIOR)
+        return heads[chosen], {"tied": tied, "scores": {str(pair): s for pair, s in scores.items()}}
 
-    def _fit_auto(self, episode, *ratios: float | str | None):
-        """The adapter from the support images, the ratios from held-out ones; see the class."""
+    def _fit_held_out(self, episode, *ratios: float | str | None) -> tuple[CLIPAdapterHead, dict]:
+        """An adapter from the support images, its ratios from held-out ones; see the class."""
         rest, held_out, source = held_out_of(episode)
-        details, learned = {"ratio_from": source, "held_out": len(held_out)}, 0
+        head = self.new_head(replace(episode, support=rest), *ratios)
         if len(held_out):
-            head = self.new_head(replace(episode, support=rest), *ratios)
-            train(head.groups(self.rate), partial(decoupled, head, rest, held_out), steps=self.steps,
-                  rate=self.rate, weight_decay=self.weight_decay)
+            self.train_head(head, replace(episode, support=rest), held_out=held_out)
+        if not len(episode.val):  # all shots again, at these ratios
+            learned, head = head.ratios, self.new_head(episode, *ratios)
+            head.ratios.load_state_dict(learned.state_dict())
             head.settle()
-            learned, ratios = ratios.count("auto"), (head.alpha, head.beta)
-        # again, on all images at these ratios
-        if len(rest) < len(episode.support) or not len(held_out):
-            head = self.new_head(episode, *(PRIOR if ratio == "auto" else ratio for ratio in ratios))
             self.train_head(head, episode)
-        return head, {"alpha": head.alpha, "beta": head.beta, "details": details, "steps": self.steps,
-                      "parameters": sum(p.numel() for p in head.parameters()) + learned}
+        else:
+            head.settle()
+        return head, {"ratio_from": source, "held_out": len(held_out)}
 
     def reworded(self, head, episode):
         head = deepcopy(head)  # the same adapters, and the same Q, on the new classes' W
@@ -272,13 +284,18 @@ class CLIPAdapter(Method):
                                hidden=max(1, weights.shape[1] // self.reduction), alpha=alpha,
                                beta=beta, final_relu=self.final_relu, normalize=self.normalize)
 
-    def train_head(self, head: CLIPAdapterHead, episode,
+    def train_head(self, head: CLIPAdapterHead, episode, *, held_out: Split | None = None,
                    after_step: Callable[[int], None] | None = None) -> None:
-        """Train an adapter on the support set, in place; after_step(step) as `training.train` calls
-        it.
+        """Train a head in place: its adapters on the support set, ratios to be learned on
+        `held_out`, and without it on the support set too; after_step(step) as `training.train`
+        calls it.
         """
-        if head.alpha or head.beta:  # at α = β = 0 there is nothing to train
-            support = episode.support
+        if not (head.alpha or head.beta):  # at α = β = 0 there is nothing to train
+            return
+        support = episode.support
+        if held_out is not None:
+            loss = partial(decoupled, head, support, held_out)
+        else:
             loss = lambda step: cross_entropy(head(support.view(step)), support.labels)
-            train(head.groups(self.rate), loss, steps=self.steps, rate=self.rate,
-                  weight_decay=self.weight_decay, after_step=after_step)
+        train(head.groups(self.rate), loss, steps=self.steps, rate=self.rate,
+              weight_decay=self.weight_decay, after_step=after_step)

@@ -2,9 +2,9 @@
 section 3.3).
 
 A ratio learned on the support set drifts upwards, for a memorised support set asks for more
-adapter. `SharedRatio` is therefore learned on held-out images, while the adapter learns on the
-support set (`decoupled`): the idea of HOSO (arXiv 2603.04341), with a prior that fades as there are
-more images to learn from.
+adapter. Ratios are therefore learned on held-out images, while the adapters learn on the support
+set (`decoupled`): the idea of HOSO (arXiv 2603.04341), with a prior that fades as there are more
+images to learn from.
 
 The architecture of Q is in no readable source, so `RatioNetwork` is our own design.
 """
@@ -27,29 +27,63 @@ def logit(ratio: float) -> float:
     return math.log(ratio / (1 - ratio))
 
 
-class SharedRatio(nn.Module):
-    """One α for all images and one β for all classes, sigmoids of two numbers; called as
-    `RatioNetwork` is.
-    """
+class Ratios(nn.Module):
+    """(α, β), each [N, 1], of features [N, D] and weights [N, D]; either may be one row for all."""
+
+    def forward(self, features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, beta = torch.sigmoid(self.logits(features, weights)).split(1, dim=-1)
+        return alpha, beta
+
+    def logits(self, features: Tensor, weights: Tensor) -> Tensor:
+        """The numbers [N, 2] whose sigmoids α and β are."""
+        raise NotImplementedError
+
+    def groups(self, rate: float) -> list[dict]:
+        """AdamW's parameter groups; a `shared` logit moves at RATIO_RATE, without the decay that
+        would pull it to a ratio of 0.5.
+        """
+        found = [{"params": [self.shared], "lr": RATIO_RATE, "weight_decay": 0.0}]
+        others = [p for p in self.parameters() if p is not self.shared]
+        return found + ([{"params": others, "lr": rate}] if others else [])
+
+
+class SharedRatio(Ratios):
+    """One α for all images and one β for all classes."""
 
     def __init__(self, start: float = PRIOR):
         super().__init__()
-        self.logits = nn.Parameter(torch.full((2,), logit(start), dtype=torch.float64))
+        self.shared = nn.Parameter(torch.full((2,), logit(start), dtype=torch.float64))
 
-    def forward(self, features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """(α, β), each [N, 1] for the N rows of whichever has more."""
-        rows = max(len(features), len(weights))
-        alpha, beta = torch.sigmoid(self.logits).expand(rows, 2).split(1, dim=-1)
-        return alpha, beta
+    def logits(self, features, weights):
+        return self.shared.expand(max(len(features), len(weights)), 2)
 
-    def penalty(self, images: int) -> Tensor:
-        """WORTH / images · Σ (logit ratio - logit PRIOR)²: what the prior adds to the loss of so
-        many held-out images.
 
-        The logit of a branch that there is not has no other gradient, so it stays at the prior and
-        adds nothing.
-        """
-        return WORTH / images * (self.logits - logit(PRIOR)).square().sum()
+class RatioNetwork(Ratios):
+    """Q(f, W), our design: two layers on an image feature beside a class's.
+
+    α is asked per image with the mean of W in the class's place, β per class with the mean support
+    feature in the image's place, so that no prediction depends on the other images of its batch.
+    Both start at exactly `start`; its last bias is what a `SharedRatio` is, the rest its freedom.
+    """
+
+    def __init__(self, width: int, hidden: int = 32, start: float = PRIOR):
+        super().__init__()
+        self.first = nn.Linear(2 * width, hidden)
+        self.last = nn.Linear(hidden, 2)
+        nn.init.zeros_(self.last.weight)
+        nn.init.constant_(self.last.bias, logit(start))
+
+    @property
+    def shared(self) -> nn.Parameter:
+        """The logits that all images and classes have in common, [2]."""
+        return self.last.bias
+
+    def logits(self, features, weights):
+        features, weights = torch.broadcast_tensors(normalize(features, dim=-1),
+                                                    normalize(weights, dim=-1))
+        # [N, 2 D], entries of about unit size
+        pair = torch.cat([features, weights], dim=-1) * features.shape[-1] ** 0.5
+        return self.last(relu(self.first(pair)))
 
 
 def held_out_of(episode: Episode) -> tuple[Split, Split, str]:
@@ -82,30 +116,16 @@ def decoupled(head: nn.Module, support: Split, held_out: Split, step: int) -> Te
     fitted = functional_call(head, ratios, (support.view(step),))  # [N, C]
     judged = functional_call(head, adapters, (held_out.view(),))
     return (cross_entropy(fitted, support.labels) + cross_entropy(judged, held_out.labels)
-            + head.ratios.penalty(len(held_out)))
+            + penalty(head, held_out.view()))
 
 
-class RatioNetwork(nn.Module):
-    """Q(f, W), our design: two layers on an image feature beside a class's, sigmoid outputs α and β.
-
-    α is asked per image with the mean of W in the class's place, β per class with the mean support
-    feature in the image's place, so that no prediction depends on the other images of its batch.
-    Both start at exactly `start`.
+def penalty(head: nn.Module, features: Tensor) -> Tensor:
+    """WORTH / N · Σ mean (logit ratio - logit PRIOR)², over α of N held-out images [N, D] and β of
+    all classes: what the prior adds to their loss, the less the more they are.
     """
-
-    def __init__(self, width: int, hidden: int = 32, start: float = 0.2):
-        super().__init__()
-        self.first = nn.Linear(2 * width, hidden)
-        self.last = nn.Linear(hidden, 2)
-        nn.init.zeros_(self.last.weight)
-        nn.init.constant_(self.last.bias, math.log(start / (1 - start)))
-
-    def forward(self, features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """(α, β), each [N, 1], of features [N, D] and weights [N, D]; either may be one row for all."""
-        features, weights = torch.broadcast_tensors(normalize(features, dim=-1),
-                                                    normalize(weights, dim=-1))
-        # [N, 2 D], entries of about unit size
-        pair = torch.cat([features, weights], dim=-1) * features.shape[-1] ** 0.5
-        # [N, 2] → [N, 1] each
-        alpha, beta = torch.sigmoid(self.last(relu(self.first(pair)))).split(1, dim=-1)
-        return alpha, beta
+    of_images = head.ratios.logits(features, head.weights.mean(0, keepdim=True))[:, 0]  # [N]
+    of_classes = head.ratios.logits(head.pooled[None], head.weights)[:, 1]  # [C]
+    asked = [(head.visual, head.alpha, of_images), (head.text, head.beta, of_classes)]
+    return WORTH / len(features) * sum((logits - logit(PRIOR)).square().mean()
+                                       for adapter, ratio, logits in asked
+                                       if adapter is not None and isinstance(ratio, str))

@@ -19,7 +19,7 @@ from .style import (
     theme,
 )
 
-MEASURED = ("seed", "method", "accuracy", "val_accuracy", "steps", "seconds", "parameters")
+MEASURED = ("seed", "method", "labelled", "accuracy", "val_accuracy", "steps", "seconds", "parameters")
 METRICS = {"accuracy": "test accuracy", "val_accuracy": "validation accuracy"}
 EDGE = {"edgecolor": "white", "linewidth": 0.8}
 
