@@ -1,0 +1,89 @@
+"""The reading site (`make site`): Sphinx over the repository as it lies, so that links between its files hold.
+
+The notebooks are shown as they were committed, executed; nothing is run here, and nothing is fetched by a page.
+"""
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+project, author = "clip-adapter-lite", "clip-adapter-lite"
+project_copyright = "MIT licence"
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.viewcode"]
+root_doc = "docs/index"
+include_patterns = ["README.md", "docs/*.md", "notebooks/*.ipynb", "exercises/**/*.ipynb", "solutions/README.md",
+                    "clip_adapter_lite/pocket/MODEL_CARD.md"]
+exclude_patterns = [".*", "_site", "build", "**/.ipynb_checkpoints"]
+templates_path, html_static_path = [], ["site.css"]
+
+suppress_warnings = ["myst.header"]  # exercises are third-level headings, with or without a second level above
+nb_execution_mode = "off"
+nb_code_prompt_show, nb_code_prompt_hide = "Show the set-up", "Hide the set-up"  # no other cells are folded
+myst_enable_extensions = ["colon_fence", "dollarmath"]
+myst_heading_anchors = 3
+
+html_theme = "sphinx_book_theme"
+html_title = "clip-adapter-lite"
+html_css_files = ["site.css"]
+html_copy_source = False
+html_theme_options = {"use_download_button": False, "use_fullscreen_button": False, "home_page_in_toc": True,
+                      "show_navbar_depth": 1, "show_toc_level": 2}
+
+# MathJax from the site itself, drawing SVG: browsers refuse fonts to pages that are opened as files.
+html_static_path.append(str(Path(find_spec("sphinx-mathjax-offline").origin).parent / "static/mathjax/tex-svg.js"))
+mathjax_path = "tex-svg.js"
+
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+add_module_names = False
+default_role = "code"  # our docstrings write `name`, once
+python_maximum_signature_line_length = 100
+
+SETTING = re.compile(r"(\w+(?:, \w+)*): ")
+LIVE = ("<p><em>A widget: it is live in JupyterLab (<code>make lab</code>), where you move its controls and the figure "
+        "follows.</em></p>")
+
+
+def restructured(app, what, name, obj, options, lines: list[str]) -> None:
+    """Our docstrings in reStructuredText: `setting: what it is` becomes an entry of a list, the rest plain paragraphs."""
+    text, entry, indented = [], False, False
+    for line in escaped("\n".join(lines)).split("\n"):
+        raises = line.startswith("Raises ")
+        if found := SETTING.match(line):
+            text += ["", f"* **{found[1]}**: {line[found.end():]}"]
+            entry, indented = True, False
+        elif entry and line.strip() and not raises and (line.startswith(" ") or not indented):
+            text.append(f"  {line.strip()}")
+            indented = line.startswith(" ")
+        else:
+            text += [*([""] if entry or raises else []), line.strip()]
+            entry = False
+    lines[:] = text
+
+
+def escaped(text: str) -> str:
+    """Stars, bars and trailing underscores mean nothing in our docstrings outside of `code`, which letters may follow."""
+    parts = text.split("`")
+    parts[::2] = [re.sub(r"([*|\\]|_\b)", r"\\\1", part) for part in parts[::2]]
+    parts[2::2] = [re.sub(r"^(?=\w)", r"\\ ", part) for part in parts[2::2]]
+    return "`".join(parts)
+
+
+def prepared(app, name: str, source: list[str]) -> None:
+    """Notebooks for a page: the set-up folded, widgets announced, folders of links replaced by the page that lists them."""
+    if name.startswith(("notebooks/", "exercises/")):
+        text = re.sub(r'"tags":\s*\[\s*"setup"\s*\]', '"tags": ["setup", "hide-input"]', source[0])
+        text = text.replace("<i>run this cell to interact</i>", LIVE)
+        source[0] = text.replace("](../exercises/)", "](../docs/index.md#exercises)")
+
+
+def front_door(app, error) -> None:
+    """_site/index.html, which leads to the first page."""
+    if not error:
+        page = f'<meta charset="utf-8"><title>{project}</title><meta http-equiv="refresh" content="0; url={root_doc}.html">\n'
+        Path(app.outdir, "index.html").write_text(page, encoding="utf-8")
+
+
+def setup(app) -> None:
+    app.connect("autodoc-process-docstring", restructured)
+    app.connect("source-read", prepared)
+    app.connect("build-finished", front_door)
