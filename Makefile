@@ -17,7 +17,7 @@ setup: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
 	touch $@
 
-browser:  # Chromium for the widgets' tests, where it is missing and may be installed; without it they skip and say so
+browser:  # Chromium for the widgets' and the site's tests, where it is missing and may be installed; without it they skip and say so
 	@command -v chromium chromedriver >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium chromium-driver \
 		>/dev/null; } || echo "No chromium and chromium-driver, and they could not be installed: the browser tests will skip."
 
