@@ -75,6 +75,11 @@ def escaped(text: str) -> str:
     return "`".join(parts)
 
 
+def parsable(app, what, name, obj, options, signature: str | None, returned: str | None):
+    """Signatures as Python: Sphinx prints a dataclass's whole as it comes if a default is none."""
+    return signature and signature.replace("<factory>", "..."), returned
+
+
 def prepared(app, name: str, source: list[str]) -> None:
     """A notebook as a page: its set-up folded, its widgets announced, without marks for tests; a
     link to the folder of exercises leads to their list.
@@ -97,5 +102,6 @@ def front_door(app, error) -> None:
 
 def setup(app) -> None:
     app.connect("autodoc-process-docstring", restructured)
+    app.connect("autodoc-process-signature", parsable)
     app.connect("source-read", prepared)
     app.connect("build-finished", front_door)
