@@ -54,7 +54,7 @@ exercises: setup  ## the nbgrader sources and the hand-out from solutions/src
 grade: setup  ## make grade SUBMITTED=dir: scores and feedback for a folder of submissions
 	$(BIN)/python solutions/grade.py $(SUBMITTED)
 
-site: setup  ## the reading site from the notebooks as they are, about twenty seconds; warnings are errors
+site: setup  ## the reading site from the notebooks as they are, under a minute; warnings are errors
 	$(TIMED) site $(SITE)
 	@echo "Open _site/index.html in a browser; it needs no server and no network."
 
