@@ -8,6 +8,8 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
+from myst_nb import sphinx_ext
+
 project = "clip-adapter-lite"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.viewcode"]
 root_doc = "docs/index"
@@ -16,6 +18,7 @@ include_patterns = ["README.md", "docs/*.md", "notebooks/*.ipynb", "exercises/**
 exclude_patterns = [".*", "_site", "build", "**/.ipynb_checkpoints"]
 
 nb_execution_mode = "off"
+sphinx_ext.OUTPUT_FOLDER = "_site/.doctrees/outputs"  # not in a folder beside the site
 nb_code_prompt_show, nb_code_prompt_hide = "Show the set-up", "Hide the set-up"  # see `prepared`
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
