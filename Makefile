@@ -4,9 +4,10 @@ BIN := .venv/bin
 TIMED = @bash tests/timed.sh
 PYTEST = $(BIN)/python -m pytest -q
 BOTH = env OMP_NUM_THREADS=1 $(PYTEST) -n 2  # two processes of one thread each beat one of two
-CHECKED = clip_adapter_lite notebooks solutions tests
+SITE = $(BIN)/python -m sphinx -q -E -W --keep-going -c docs . _site  # all pages anew: a second run must not forget a warning
+CHECKED = clip_adapter_lite docs notebooks solutions tests
 
-.PHONY: setup browser demo test test-fast bench reference notebooks exercises grade lab clean
+.PHONY: setup browser demo test test-fast bench reference notebooks exercises grade site lab clean
 
 setup: .venv/ready
 
@@ -16,7 +17,7 @@ setup: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
 	touch $@
 
-browser:  # Chromium for the widgets' tests, where it is missing and may be installed; without it they skip and say so
+browser:  # Chromium for the widgets' and the site's tests, where it is missing and may be installed; without it they skip and say so
 	@command -v chromium chromedriver >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium chromium-driver \
 		>/dev/null; } || echo "No chromium and chromium-driver, and they could not be installed: the browser tests will skip."
 
@@ -33,6 +34,7 @@ test: setup browser  ## everything; under forty minutes
 	$(TIMED) layers $(BIN)/lint-imports --no-cache
 	$(TIMED) unit-tests $(BOTH) --dist loadfile -m "not notebook and not browser and not grader" --durations=10
 	$(TIMED) notebooks $(BOTH) --dist worksteal -m notebook --durations=5
+	$(TIMED) site $(SITE)
 	$(TIMED) browser $(PYTEST) -m browser
 	$(TIMED) grader $(PYTEST) -m grader --durations=5
 	$(TIMED) wheel bash tests/wheel.sh $(BIN)/python
@@ -52,8 +54,12 @@ exercises: setup  ## the nbgrader sources and the hand-out from solutions/src
 grade: setup  ## make grade SUBMITTED=dir: scores and feedback for a folder of submissions
 	$(BIN)/python solutions/grade.py $(SUBMITTED)
 
+site: setup  ## the reading site from the notebooks as they are, under a minute; warnings are errors
+	$(TIMED) site $(SITE)
+	@echo "Open _site/index.html in a browser; it needs no server and no network."
+
 lab: setup  ## open JupyterLab
 	$(BIN)/jupyter lab --notebook-dir=. $(if $(filter 0,$(shell id -u)),--allow-root)  # Jupyter refuses root without it
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv build dist _site *.egg-info
