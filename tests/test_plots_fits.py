@@ -20,6 +20,15 @@ def curve(train, test, **attrs) -> DataFrame:
     return table
 
 
+def test_a_ratio_over_its_steps_is_drawn_as_it_was_and_named_by_where_it_ends():
+    ratios = {"held out": [0.4, 0.35, 0.3], "support": [0.4, 0.6, 0.9]}
+    (axis,) = plots.ratio_over_steps(ratios, "pocket").axes
+    assert {tuple(line.get_ydata()) for line in axis.lines} >= {tuple(values) for values in ratios.values()}
+    assert [list(line.get_xdata()) for line in axis.lines[:2]] == [[1, 2, 3], [1, 2, 3]]
+    told = " ".join(text.get_text() for text in axis.texts)
+    assert "held out: 0.30" in told and "support: 0.90" in told
+
+
 def test_training_curves_are_dashed_for_train_and_solid_for_test_and_name_the_gap():
     curves = {"α = 1": curve([0.2, 0.9, 1.0], [0.1, 0.5, 0.6], backbone="pocket", dataset="toy", shots=1, seed=3),
               "α = 0.2": curve([0.2, 0.7, 0.8], [0.1, 0.7, 0.75], backbone="pocket", dataset="toy", shots=1, seed=3)}

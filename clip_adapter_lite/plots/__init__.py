@@ -6,7 +6,13 @@ fits, `space.py` of the feature space, `shift.py` of one fit in several places a
 pictures and prompts.
 """
 from ..naming import NAMES, features_of
-from .fitting import alpha_history, ratio_distributions, settings_tried, training_curves
+from .fitting import (
+    alpha_history,
+    ratio_distributions,
+    ratio_over_steps,
+    settings_tried,
+    training_curves,
+)
 from .pictures import episode_grid, prompt_result
 from .shift import accuracy_over_alpha, error_over_scale, reliability_shift
 from .space import manifold, measures
@@ -25,4 +31,4 @@ __all__ = ["COLOURS", "Figure", "NAMES", "accuracy_bars", "accuracy_over_alpha",
            "accuracy_over_shots", "alpha_history", "best_ratio", "colours_of", "describe",
            "differences", "episode_grid", "error_over_scale", "features_of", "gain_scatter",
            "heat_map", "manifold", "measures", "prompt_result", "ratio_distributions",
-           "reliability", "reliability_shift", "save", "settings_tried", "theme", "training_curves"]
+           "ratio_over_steps", "reliability", "reliability_shift", "save", "settings_tried", "theme", "training_curves"]

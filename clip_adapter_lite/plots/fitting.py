@@ -44,6 +44,26 @@ def training_curves(curves) -> Figure:
 
 
 @matplotlib.rc_context(theme())
+def ratio_over_steps(ratios, backbone: str | None = None) -> Figure:
+    """A residual ratio while it is learned: {label: its value after each training step}, each in
+    [0, 1]. Where lines end together the labels say which is which.
+    """
+    figure = Figure(figsize=(8.5, 4.2))
+    axis = figure.subplots()
+    ends = {}
+    for colour, style, (label, values) in zip(cycle(DEEP), cycle(("-", "--", "-.", ":")),
+                                              ratios.items()):
+        axis.plot(range(1, len(values) + 1), values, style, color=colour, linewidth=2)
+        ends[f"{label}: {values[-1]:.2f}"] = values[-1], colour
+    axis.set(xlabel="training step", ylabel="residual ratio α", ylim=(-0.02, 1.02),
+             xlim=(0, max(map(len, ratios.values()))))
+    label_ends(axis, ends)
+    footer(figure, [backbone])
+    frame(axis)
+    return figure
+
+
+@matplotlib.rc_context(theme())
 def alpha_history(tried, zero_shot: float, backbone: str | None = None,
                   steps: int | None = None) -> Figure:
     """The ratios tried so far, {α: (train, validation accuracy)}, the last of them marked;

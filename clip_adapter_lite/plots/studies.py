@@ -264,7 +264,7 @@ def best_ratio(table, metric: str = "val_accuracy") -> Figure:
 
     table: one number of shots, and for each bank and seed either a row per α (α = 0, or
     "zero-shot", is zero-shot CLIP), or rows whose α the fit has chosen. Of equal α the smallest
-    counts, as in `CLIPAdapter`. metric "accuracy" is the best α on test, and the figure says that
+    counts. metric "accuracy" is the best α on test, and the figure says that
     this is cheating. Raises ValueError for a table that is otherwise.
     """
     need(table, metric, "alpha")

@@ -145,7 +145,7 @@ after = adapter.accuracy(episode.test)
 print(f"words and 16 pictures a class: {100 * after:.0f} %; {adapter.parameters} trained parameters, α = {adapter.alpha}")
 
 # %% [markdown]
-# α is the *residual ratio*, chosen on validation pictures: from 0 (CLIP's feature alone) to 1 (the adapter's output alone).
+# α is the *residual ratio*, learned on validation pictures: from 0 (CLIP's feature alone) to 1 (the adapter's output alone).
 # [Notebook 05](05_rq2_residual.ipynb) shows how it differs from bank to bank.
 #
 # That number is one draw of 16 pictures. Another draw gives another number, so always repeat with other *seeds*. Here

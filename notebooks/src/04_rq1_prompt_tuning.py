@@ -57,15 +57,9 @@ plots.accuracy_over_shots(reference[reference.method.isin(main)])
 # *Figure: precomputed; four methods on every bank. Look at the left end of each panel: where the dashed zero-shot line is
 # low, what do the names add to the pictures?*
 #
-# The other six methods of the library, on the same banks: CLIP-Adapter's variants ([06](06_rq3_configuration.ipynb),
-# [07](07_rq4_learned_ratios.ipynb)) and Tip-Adapter ([10](10_training_free_and_beyond.ipynb)).
-
-# %%
-plots.accuracy_over_shots(reference[~reference.method.isin(main[1:])])
-
-# %% [markdown]
-# *Figure: precomputed; the variants and Tip-Adapter, with zero-shot CLIP dashed as before. Look for lines that leave the
-# bundle, on `gtsrb` or `cifar10`, say.*
+# The library's other methods on the same banks are in the widget at the end of this notebook: choose a bank and the lines.
+# CLIP-Adapter's variants have notebooks [06](06_rq3_configuration.ipynb) and [07](07_rq4_learned_ratios.ipynb), Tip-Adapter
+# and later baselines [10](10_training_free_and_beyond.ipynb).
 #
 # Twelve panels are hard to add up by eye. So average over the banks, seed by seed, and draw the four methods and the two
 # nearest relatives into one panel.
@@ -191,8 +185,7 @@ cost = [{"method": one.method.label, "parameters": one.parameters, "training (s)
 pandas.DataFrame(cost).set_index("method")
 
 # %% [markdown]
-# `clip-adapter` searches α over eleven values, so it trains ten adapters (α = 0 needs none); with a fixed α it trains one.
-# Set the heads beside the image tower, which every method needs once per picture:
+# `clip-adapter` learns α beside its one adapter, on validation pictures. Set the heads beside the image tower, which every method needs once per picture:
 
 # %%
 if BACKBONE == "pocket":
@@ -272,14 +265,14 @@ for statement, comparison in claims.items():
 # %% [markdown]
 # Two reasons could make these verdicts differ from the paper's. First, the features: the image tower has seen ImageNet's
 # labels, which helps whoever learns from pictures alone, and the text tower is a small copy, which hurts whoever leans on
-# names. Second, the choice of α: the paper does not say on which split. Ours falls on validation pictures, one a class at
-# one shot. The second can be looked at:
+# names. Second, how α comes about: the paper searches it and does not say on which split. Ours is learned on validation
+# pictures, one a class at one shot. The second can be looked at:
 
 # %%
 # NBVAL_CHECK_OUTPUT
 for shots in (1, 16):
     rows = complete[complete.shots == shots]
-    print(f"shots {shots:2}: α searched or 0.2: {cal.paired_bootstrap(rows, 'clip-adapter', 'clip-adapter(alpha=0.2)')}")
+    print(f"shots {shots:2}: α learned or 0.2: {cal.paired_bootstrap(rows, 'clip-adapter', 'clip-adapter(alpha=0.2)')}")
     print(f"          α = 0.2 or the probe: {cal.paired_bootstrap(rows, 'clip-adapter(alpha=0.2)', 'linear-probe')}")
 
 # %% [markdown]
@@ -298,12 +291,12 @@ for shots in (1, 16):
 #
 # </details>
 #
-# **2.** CLIP-Adapter may choose α = 0 on validation. Can it then be below zero-shot CLIP on test?
+# **2.** CLIP-Adapter may learn an α near 0 on validation. Can it then be below zero-shot CLIP on test?
 #
 # <details><summary>Answer</summary>
 #
-# Yes. At 1 shot validation has one picture per class, so a poor α can win by luck. That α = 0 is allowed protects on
-# average, not in every run.
+# Yes. At 1 shot validation has one picture per class, so luck can lead α astray. The prior limits how far, on average and
+# not in every run.
 #
 # </details>
 #

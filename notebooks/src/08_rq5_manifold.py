@@ -70,7 +70,7 @@ if BACKBONE == "pocket":
 bank = cal.FeatureBank.load("rsscn7", BACKBONE)
 episode = bank.episode(shots=16, seed=1)
 stages = {"zero-shot CLIP": cal.ZeroShot(), "adapter, no residual": cal.CLIPAdapter(alpha=1.0),
-          "adapter, residual": cal.CLIPAdapter(grid=(0.2, 0.5, 0.8))}
+          "adapter, residual": cal.CLIPAdapter(alpha="val", grid=(0.2, 0.5, 0.8))}
 fitted = {stage: method.fit(episode) for stage, method in stages.items()}
 features = {stage: fitted_features(one, episode.test.features) for stage, one in fitted.items()}
 

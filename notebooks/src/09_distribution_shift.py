@@ -139,13 +139,13 @@ print(pandas.DataFrame(rows).T)
 #
 # ## Could validation have known?
 #
-# CLIP-Adapter chose its α on validation photos. What did it choose?
+# CLIP-Adapter learned its α on validation photos. Where did it go?
 
 # %%
 # NBVAL_CHECK_OUTPUT
 for seed in (1, 2, 3):
     fit = fits["clip-adapter", seed]
-    print(f"seed {seed}: α = {fit.alpha}, validation accuracy {100 * fit.val_accuracy:.0f} %")
+    print(f"seed {seed}: α = {fit.alpha:.2f}, validation accuracy {100 * fit.val_accuracy:.0f} %")
 
 # %% [markdown]
 # **Predict:** the larger α, the less is left of CLIP's own feature. Which curve will bend down first, that of photos or

@@ -166,12 +166,12 @@ for rival in ("zero-shot", "linear-probe"):
     print(cal.paired_bootstrap(table, "clip-adapter(alpha=0.2)", rival))
 
 # %% [markdown]
-# One bank: that verdict is about this folder. Now the classifier to keep: all the shots there are, α chosen on validation.
+# One bank: that verdict is about this folder. Now the classifier to keep: all the shots there are, α learned on validation.
 
 # %%
 episode = bank.episode(shots=bank.max_shots, seed=1)
 clf = cal.CLIPAdapter().fit(episode)
-print(f"α = {clf.alpha}, validation {100 * clf.val_accuracy:.0f} %, test {100 * clf.accuracy(episode.test):.0f} %")
+print(f"α = {clf.alpha:.2f}, validation {100 * clf.val_accuracy:.0f} %, test {100 * clf.accuracy(episode.test):.0f} %")
 
 # %% [markdown]
 # ## Name new pictures
