@@ -59,6 +59,7 @@ FIGURES = (
     Figure("coop-speedup", "ratio", "≥ 12", coop.coop_speedup, coop.our_step),
     Figure("coop-memory", "ratio", "≥ 8", coop.coop_memory),
     Figure("alpha-search", "ratio", "≤ 11", training.alpha_search, training.one_fit),
+    Figure("learned-ratio", "ratio", "≤ 1.6", training.learned_ratio, training.one_fit),
     Figure("widget-p95-ms", "ms", "≤ 300", system.widget_p95_ms, system.small_fit),
     Figure("ablation-600-seconds", "s", "≤ 30", system.ablation_600_seconds, system.small_fit),
     Figure("core-scaling", "ratio", "≥ 1.6", system.core_scaling, system.small_fit),

@@ -59,7 +59,7 @@ def peers(alpha: float, epochs: int, episode: cal.Episode, val: cal.Split) -> tu
 
 def lines() -> list[tuple[str, str, Callable]]:
     """(table, line, fit) in the order they are printed; fit(episode, val) gives steps and validation accuracy."""
-    settings = ({}, {"alpha": 0.2}, {"branch": "text"}, {"alpha": "learned"})
+    settings = ({}, {"alpha": "val"}, {"alpha": 0.2}, {"branch": "text"}, {"alpha": "learned"})
     chosen = [cal.CLIPAdapter(**setting, steps=s, rate=r) for setting in settings
               for s, r in ((30, 1e-3), (60, 5e-4), (60, 1e-3), (120, 3e-4), (120, 5e-4), (120, 1e-3))]
     chosen += [cal.CoOp(steps=100, rate=r) for r in (3e-3, 1e-2, 3e-2)]
