@@ -31,4 +31,5 @@ __all__ = ["COLOURS", "Figure", "NAMES", "accuracy_bars", "accuracy_over_alpha",
            "accuracy_over_shots", "alpha_history", "best_ratio", "colours_of", "describe",
            "differences", "episode_grid", "error_over_scale", "features_of", "gain_scatter",
            "heat_map", "manifold", "measures", "prompt_result", "ratio_distributions",
-           "ratio_over_steps", "reliability", "reliability_shift", "save", "settings_tried", "theme", "training_curves"]
+           "ratio_over_steps", "reliability", "reliability_shift", "save", "settings_tried", "theme",
+           "training_curves"]

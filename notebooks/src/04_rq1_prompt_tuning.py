@@ -185,7 +185,8 @@ cost = [{"method": one.method.label, "parameters": one.parameters, "training (s)
 pandas.DataFrame(cost).set_index("method")
 
 # %% [markdown]
-# `clip-adapter` learns α beside its one adapter, on validation pictures. Set the heads beside the image tower, which every method needs once per picture:
+# `clip-adapter` learns α beside its one adapter, on validation pictures. Set the heads beside the image tower, which every
+# method needs once per picture:
 
 # %%
 if BACKBONE == "pocket":

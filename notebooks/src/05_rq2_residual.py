@@ -115,8 +115,8 @@ plots.ratio_distributions(chosen, "pocket")
 
 # %%
 # NBVAL_CHECK_OUTPUT
-named = reference[(reference.method.isin(["clip-adapter(alpha=val)", "clip-adapter(alpha=0.2)"])) & reference.shots.isin([1, 16])
-                  & (reference.dataset == "pacs-cartoon") & (reference.seed == 1)]
+named = reference[reference.method.isin(["clip-adapter(alpha=val)", "clip-adapter(alpha=0.2)"])
+                  & reference.shots.isin([1, 16]) & (reference.dataset == "pacs-cartoon") & (reference.seed == 1)]
 if BACKBONE == "pocket":
     again = cal.recompute(named, jobs=2)
     worst = (again.accuracy - again.recomputed).abs().max()

@@ -21,8 +21,6 @@
 # %%
 BACKBONE = "pocket"   # or "RN50-quickgelu" once its banks are built or pulled
 
-from dataclasses import replace
-
 import pandas
 import torch
 
@@ -77,10 +75,11 @@ print(f"ratios at the start: {start.alphas(features).unique().numpy().round(4)};
 
 # %%
 def history(alpha, task, held_out):
-    """The mean α of the support pictures after each training step; held_out: what the ratio learns from, None for them too."""
+    """The mean α of the support pictures after each step; held_out: what the ratio learns from, None for them too."""
     method, found = cal.CLIPAdapter(alpha=alpha, device="cpu"), []
     head, support = method.new_head(task, alpha, None), task.support.view()
-    method.train_head(head, task, held_out=held_out, after_step=lambda step: found.append(head.alphas(support).mean().item()))
+    look = lambda step: found.append(head.alphas(support).mean().item())
+    method.train_head(head, task, held_out=held_out, after_step=look)
     return found, head
 
 
