@@ -192,7 +192,7 @@ right = (logits.argmax(2) == pool.labels).double()
 loss = -logits.log_softmax(2)[:, range(len(pool)), pool.labels].double()
 test = torch.tensor([fit.accuracy(draw.test) for fit in eleven.values()])
 generator, chosen = torch.Generator().manual_seed(0), {}
-for n in (10, 20, 40, 100, 400):
+for n in (10, 20, 40, 80):
     picks = [torch.randperm(len(pool), generator=generator)[:n] for _ in range(300)]
     best = [max(range(11), key=lambda i: (right[i, p].mean().item(), -loss[i, p].mean().item())) for p in picks]  # noqa: B023
     chosen[f"{n} pictures"] = torch.tensor(best)
