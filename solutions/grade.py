@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -25,7 +26,7 @@ sys.path.append(str(Path(__file__).resolve().parent))
 import gradebooks  # noqa: E402
 import grading  # noqa: E402
 from assignments import HERE, ROOT  # noqa: E402
-from submissions import Submission, found_in  # noqa: E402
+from submissions import Submission, content, found_in  # noqa: E402
 from watching import Limits  # noqa: E402
 
 console = Console(stderr=True)
@@ -34,8 +35,12 @@ console = Console(stderr=True)
 def digest(submission: Submission, limits: Limits, source: Path) -> str:
     """Of everything that a score depends on: the submission, the assignment, the limits and the grader."""
     found = hashlib.sha256(repr(limits).encode())
-    for path in (submission.path, source, *sorted(HERE.glob("*.py"))):
-        found.update(hashlib.sha256(path.read_bytes()).digest())
+    try:
+        submitted = content(submission.path)
+    except ValueError as error:  # it gets a note and no points, and the others are graded
+        submitted = str(error).encode()
+    for data in (submitted, *(path.read_bytes() for path in (source, *sorted(HERE.glob("*.py"))))):
+        found.update(hashlib.sha256(data).digest())
     return found.hexdigest()
 
 
@@ -51,13 +56,12 @@ def grade_all(submissions: list[Submission], sources: dict[str, Path], output: P
     for submission in submissions:
         kept = place(output / "results", submission, ".json")
         mark = digest(submission, limits, sources[submission.assignment])
-        if not again and kept.exists():
-            found = grading.Result(**json.loads(kept.read_text(encoding="utf-8")))
-            if found.digest == mark and place(output / "feedback", submission, ".html").exists():
-                results.append(found)
-                if progress:
-                    progress(found)
-                continue
+        if not again and (found := kept_result(kept)) and found.digest == mark and \
+                place(output / "feedback", submission, ".html").exists():
+            results.append(found)
+            if progress:
+                progress(found)
+            continue
         todo.append((submission, mark))
     if not todo:
         return results
@@ -66,11 +70,12 @@ def grade_all(submissions: list[Submission], sources: dict[str, Path], output: P
         grading.warm_up(scratch)
         courses = prepared_courses({one.assignment: sources[one.assignment] for one, _ in todo}, scratch)
         watched = sorted({path.parent for path in sources.values()}) + ([folder] if folder else [])
+        ours = [(output / name).resolve() for name in ("results", "feedback")]  # written here while others run
 
         def start(submission: Submission):
             own = Path(tempfile.mkdtemp(dir=scratch))
-            return own, grading.apart(grading.graded, courses[submission.assignment][0], submission.path.resolve(),
-                                      submission.student, submission.assignment, own, limits, watched)
+            return own, grading.apart(grading.graded, courses[submission.assignment][0], submission.path.absolute(),
+                                      submission.student, submission.assignment, own, limits, watched, ours)
 
         marks, longest = dict(todo), grading.LONGEST * limits.clock
         for submission, own, process, late in in_parallel(list(marks), start, jobs or cores(), longest):
@@ -124,6 +129,13 @@ def prepared_courses(sources: dict[str, Path], scratch: Path) -> dict[str, tuple
     return found
 
 
+def kept_result(path: Path) -> grading.Result | None:
+    """The result of an earlier run, if there is one that can be read."""
+    with suppress(OSError, ValueError, TypeError):
+        return grading.Result(**json.loads(path.read_text(encoding="utf-8")))
+    return None
+
+
 def place(folder: Path, submission: Submission, suffix: str) -> Path:
     return folder / submission.assignment / f"{submission.student}{suffix}"
 
@@ -140,7 +152,7 @@ def keep(result: grading.Result, own: Path, submission: Submission, output: Path
 
 
 def write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(".partial")  # a student's name may be as long as a file's may be
     partial.write_text(text, encoding="utf-8", newline="")
     partial.replace(path)
 
@@ -189,7 +201,7 @@ def main(
     try:
         if assignment and assignment not in sources:
             raise ValueError(f"there is no assignment {assignment!r}; there are {', '.join(sources) or 'none'}.")
-        submissions, remarks = found_in(submitted, list(sources), assignment)
+        submissions, remarks = found_in(submitted, list(sources), assignment, output)
         points = gradebooks.hand_points(hand) if hand else {}
         for remark in remarks:
             console.print(remark, markup=False, highlight=False, soft_wrap=True)

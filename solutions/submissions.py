@@ -1,12 +1,23 @@
 """Finding the submissions in a folder, and putting their cells in order before they are graded."""
+import ast
 import copy
-import uuid
+import json
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
+from texts import composed, decoded, hidden, lines, shown
 
 MOST_BYTES = 20_000_000
+NOTEBOOK = re.compile(r"\.ipynb(\.txt|\.json)?$", re.IGNORECASE)  # some browsers add an ending
+COPY = re.compile(r"( ?\((\d+)\)|[ _-]+(?:copy|kopie|copie|copia) ?\(?(\d*)\)?|-(\d+))+$", re.IGNORECASE)
+# Moodle's folder, or its file where folders are switched off: Ada Lovelace_4711_assignsubmission_file_
+MOODLE = re.compile(r"(?P<student>.+_\d+)_assignsubmission_(?P<kind>[a-z]+)_?(?P<rest>.*)")
+# Canvas, content_zipper.rb: lovelaceada_LATE_101_5551_name, of a person and an upload; anon_x1Y2z_5551_name
+CANVAS = re.compile(r"(?:(?:LATE_)?(?P<anonymous>anon_[^\W_]+)|(?P<name>.+?)(?:_LATE)?_(?P<person>[1-9]\d*))"
+                    r"_(?P<upload>[1-9]\d*)_(?P<rest>.+)")
 
 
 @dataclass(frozen=True, order=True)
@@ -16,58 +27,205 @@ class Submission:
     path: Path
 
 
-def found_in(folder: Path, assignments: list[str], assignment: str | None = None) -> tuple[list[Submission], list[str]]:
+@dataclass(frozen=True)
+class Candidate:
+    """A notebook that may be somebody's submission. place: the folder it came in. upload: Canvas's number, which grows."""
+    path: Path
+    stem: str
+    place: Path
+    upload: int = 0
+
+
+def found_in(folder: Path, assignments: list[str], assignment: str | None = None, output: Path | None = None
+             ) -> tuple[list[Submission], list[str]]:
     """The submissions in a folder, and sentences about what was passed over.
 
-    folder: `<student>/<assignment>/<assignment>.ipynb`, as nbgrader's submitted/, or, if `assignment` is given,
-    `<student>.ipynb`; then the first layout is read for that assignment only. Raises ValueError if there is none.
+    folder: any mixture of `<student>/<assignment>/<assignment>.ipynb`, as nbgrader's submitted/, of
+    `<student>/<assignment>.ipynb`, and of what Canvas and Moodle give for download; if `assignment` is given, also of
+    `<student>.ipynb`. output: of the grader, passed over where it lies among the submissions. Raises ValueError if there
+    is no submission.
     """
-    submissions, remarks = [], []
-    if assignment:
-        submissions += [Submission(assignment, path.stem, path) for path in sorted(folder.glob("*.ipynb"))]
-    elif loose := sorted(folder.glob("*.ipynb")):
-        remarks.append(f"{len(loose)} notebooks lie in {folder} itself, such as {loose[0].name}; to grade them as "
-                       "<student>.ipynb, say --assignment.")
-    for place in sorted(path for path in folder.glob("*/*") if path.is_dir() and not path.name.startswith(".")):
-        if place.name not in ([assignment] if assignment else assignments):
-            if not assignment:
-                remarks.append(f"{place} was passed over; the assignments are {', '.join(assignments)}.")
-            continue
-        notebooks = sorted(place.glob("*.ipynb"))
-        exact = [path for path in notebooks if path.stem == place.name]
-        if exact or len(notebooks) == 1:
-            submissions.append(Submission(place.name, place.parent.name, (exact or notebooks)[0]))
+    found: dict[tuple[str, str], list[Candidate]] = {}
+    remarks, loose, others = [], [], {}
+    ours = {os.path.realpath(path) for path in (output, output / "feedback", output / "results")} if output else set()
+
+    def take(path: Path, student: str, stem: str, place: Path, upload: int = 0, name: str = "") -> None:
+        if name := name or assignment or named_in(stem, assignments):
+            found.setdefault((name, composed(student)), []).append(Candidate(path, stem, place, upload))
         else:
-            remarks.append(f"{place} was passed over: it holds {len(notebooks)} notebooks, none of them called "
-                           f"{place.name}.ipynb.")
-    twice = {(one.student, one.assignment) for one in submissions
-             if sum((one.student, one.assignment) == (other.student, other.assignment) for other in submissions) > 1}
-    if twice:
-        raise ValueError(f"{' for '.join(sorted(twice)[0])} was submitted in both layouts; keep one of the two.")
+            remarks.append(f"{path} was passed over: its name holds none of {', '.join(assignments)}; say --assignment.")
+
+    for path in (path for path in shown(folder) if os.path.realpath(path) not in ours):
+        student, rest, upload = by_platform(stem_of(path), assignments)
+        if NOTEBOOK.search(path.name):
+            if student and not hidden(rest):
+                take(path, student, rest, folder, upload)
+            elif assignment and not student:
+                login = re.sub(r" ?\(\d+\)$", "", rest)  # "ada (1)" is to ada as "3_adapter (1)" to the assignment
+                take(path, login, assignment + rest[len(login):], folder)
+            elif not student:
+                loose.append(path)
+        elif not path.is_dir():
+            if student:
+                others[student] = path
+        elif path.name in assignments:
+            remarks.append(f"{path} was passed over: it is named as an assignment, not as a student; to grade "
+                           f"<student>.ipynb files in it, give that folder and --assignment {path.name}.")
+        else:
+            places = {place.name: place for place in shown(path) if place.is_dir() and not NOTEBOOK.search(place.name)}
+            if student and not set(places) & set(assignments):
+                for one in notebooks(path, deep=True):
+                    take(one, student, stem_of(one), path)
+                others[student] = path
+                continue
+            for name, place in places.items():
+                if name in ([assignment] if assignment else assignments):
+                    found[name, composed(path.name)] = []
+                    for one in notebooks(place):
+                        take(one, path.name, stem_of(one), place, name=name)
+                elif not assignment:
+                    remarks.append(f"{place} was passed over; the assignments are {', '.join(assignments)}.")
+            for one in notebooks(path):
+                if (assignment or named_in(stem_of(one), assignments)) not in places:
+                    take(one, path.name, stem_of(one), path)
+    if loose:
+        remarks.insert(0, f"{len(loose)} notebooks lie in {folder} itself, such as {loose[0].name}; to grade them as "
+                          "<student>.ipynb, say --assignment.")
+    remarks += [f"{student} handed in {path}, which was passed over: it is no notebook and holds none."
+                for student, path in others.items() if student not in {key[1] for key in found}]
+    submissions = []
+    for (name, student), candidates in found.items():
+        path, remark = chosen(candidates, name, student)
+        submissions += [Submission(name, student, path)] if path else []
+        remarks += [remark] if remark else []
     if not submissions:
-        raise ValueError(f"{folder} holds no submissions: expected <student>/<assignment>/<assignment>.ipynb, or "
-                         "<student>.ipynb together with --assignment.")
+        raise ValueError(" ".join([
+            f"{folder} holds no submissions: expected <student>/<assignment>/<assignment>.ipynb, or <student>.ipynb "
+            "together with --assignment, or what Canvas or Moodle give for download.", *remarks[:3]]))
     return sorted(submissions), remarks
 
 
-def read(path: Path):
-    """A submitted notebook. Raises ValueError, in one sentence, if it is none."""
-    if path.stat().st_size > MOST_BYTES:
-        raise ValueError(f"the file is larger than {MOST_BYTES / 1e6:.0f} MB and is not read.")
+def stem_of(path: Path) -> str:
+    return composed(NOTEBOOK.sub("", path.name))
+
+
+def notebooks(folder: Path, deep: bool = False) -> list[Path]:
+    """The notebooks in a folder; deep: and in those below it, as Moodle keeps what was uploaded as a folder."""
+    found = []
+    for path in shown(folder):
+        if NOTEBOOK.search(path.name):
+            found.append(path)
+        elif deep and path.is_dir() and not path.is_symlink():
+            found += notebooks(path, deep)
+    return found
+
+
+def by_platform(stem: str, assignments: list[str]) -> tuple[str, str, int]:
+    """(student, the file's own name, number of the upload) of a name that Canvas or Moodle made, else ("", stem, 0).
+
+    The student is the name with the number that the platform's own tables have: "lovelaceada_101", "Ada Lovelace_4711".
+    """
+    if found := MOODLE.fullmatch(stem):
+        return found["student"], found["rest"], 0
+    found = CANVAS.fullmatch(stem)
+    if not found or original(f"{found['upload']}_{found['rest']}") in map(squeezed, assignments):
+        return "", stem, 0  # ada_2024_3_adapter is of an instructor's making
+    return found["anonymous"] or f"{found['name']}_{found['person']}", found["rest"], int(found["upload"])
+
+
+def squeezed(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name).casefold()
+
+
+def named_in(stem: str, assignments: list[str]) -> str:
+    """The one assignment whose name stands in a file's name, whatever the spaces and capitals; else ""."""
+    found = [name for name in assignments if squeezed(name) in squeezed(stem)]
+    return found[0] if len(found) == 1 else ""
+
+
+def chosen(candidates: list[Candidate], name: str, student: str) -> tuple[Path | None, str]:
+    """The notebook that counts, if it is clear which, and a sentence about what was passed over.
+
+    The last upload to Canvas, else the one of the assignment's exact name, else the last of a browser's copies of it.
+    """
+    places = sorted({str(one.place) for one in candidates})
+    if len(places) > 1:
+        return None, (f"{student} for {name} was submitted in both layouts, or twice, and was passed over: keep one of "
+                      f"{' and '.join(places)}.")
+
+    def rank(one: Candidate) -> tuple:
+        copied = COPY.search(one.stem)
+        return one.upload, one.stem == name, max(map(int, re.findall(r"\d+", copied[0])), default=1) if copied else 0
+
+    copies = sorted((one for one in candidates if original(one.stem) == squeezed(name)), key=rank)
+    if not copies and len(candidates) != 1:
+        return None, (f"the work of {student} for {name} was passed over: it holds {len(candidates)} notebooks, none of "
+                      f"them called {name}.ipynb.")
+    *others, last = copies or candidates
+    return last.path, (f"{last.path} counts for {student}; passed over were {', '.join(one.path.name for one in others)}."
+                       if others else "")
+
+
+def original(stem: str) -> str:
+    """A file's name, squeezed, without what browsers and systems add to that of a copy."""
+    return squeezed(COPY.sub("", re.sub(r"^copy of ", "", stem, flags=re.IGNORECASE)))
+
+
+def content(path: Path) -> bytes:
+    """The bytes of a submission. Raises ValueError, in one sentence, if it is no file that can be read."""
     try:
-        notebook = nbformat.reads(path.read_text(encoding="utf-8"), as_version=4)
-        cells = notebook.cells
-        for cell in cells:  # ids may be missing or occur twice; nothing depends on them
-            cell.id = uuid.uuid4().hex[:16]
-            cell.setdefault("metadata", nbformat.NotebookNode())
-            if cell.cell_type == "code":
-                cell.outputs, cell.execution_count = [], None
-        notebook.nbformat, notebook.nbformat_minor = 4, 5
+        if not path.is_file():  # a pipe would be read for ever
+            what = "a folder" if path.is_dir() else "a link to a file that is gone" if path.is_symlink() else "no file"
+            raise ValueError(f"the submission is {what}, not a notebook; ask for the file itself.")
+        if path.stat().st_size > MOST_BYTES:
+            raise ValueError(f"the file is larger than {MOST_BYTES / 1e6:.0f} MB and is not read.")
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"the file cannot be read ({error.strerror}); ask for it again.") from None
+
+
+def read(path: Path):
+    """A submitted notebook, of which only what the grader needs is kept. Raises ValueError, in one sentence, if it is none.
+
+    Editors add keys, types of cells and metadata of their own, and leave out ids: nothing depends on these.
+    """
+    data = content(path)
+    try:
+        text = decoded(data)
+        book = json.loads(text)
+        if isinstance(book, dict) and "worksheets" in book:  # as IPython 2 wrote it
+            book = nbformat.reads(text, as_version=4)
+        if not isinstance(book, dict) or not isinstance(book.get("cells"), list):
+            raise ValueError("it has no list of cells")
+        notebook = nbformat.v4.new_notebook(cells=[plain(cell) for cell in book["cells"]])
         nbformat.validate(notebook)
     except Exception as error:  # nbformat has a dozen ways to fail at what is no notebook
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        reason = "it is empty" if not data.strip() else (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise ValueError(f"the file is not a notebook: {reason}") from None
     return notebook
+
+
+def plain(cell: dict):
+    """A cell with nothing but its type, its source and the id that nbgrader, or else the hand-out, has given it."""
+    make = {"code": nbformat.v4.new_code_cell, "markdown": nbformat.v4.new_markdown_cell}
+    source = cell.get("source") or ""
+    source = source if isinstance(source, str) else "".join(source)
+    source = lines(source.encode("utf-8", "replace").decode("utf-8"))  # half a character cannot be written again
+    metadata = cell.get("metadata")
+    about = metadata.get("nbgrader") if isinstance(metadata, dict) else None
+    name = about.get("grade_id") if isinstance(about, dict) else cell.get("id")  # the hand-out's cells bear both
+    kept = {"nbgrader": {"grade_id": name}} if isinstance(name, str) else {}
+    return make.get(cell.get("cell_type"), nbformat.v4.new_raw_cell)(source, metadata=nbformat.from_dict(kept))
+
+
+def alike(source: str, other: str) -> bool:
+    """Whether two sources differ in nothing but what editors change: spaces, line ends, layout, quotes, comments."""
+    if re.sub(r"\s", "", composed(source)) == re.sub(r"\s", "", composed(other)):
+        return True
+    try:
+        return ast.dump(ast.parse(source)) == ast.dump(ast.parse(other))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
 
 
 def in_order(submitted, source, hand_out):
@@ -98,7 +256,7 @@ def in_order(submitted, source, hand_out):
             continue
         kept = copy.deepcopy(originals[name])
         if kept.metadata.nbgrader.locked:
-            if cell.source.strip() not in (blanks[name].source.strip(), kept.source.strip()):
+            if not any(alike(cell.source, other.source) for other in (blanks[name], kept)):
                 changed.append(name)
         else:
             kept.source = cell.source
