@@ -2,7 +2,6 @@
 
     python solutions/grade.py --help
 """
-import csv
 import hashlib
 import json
 import os
@@ -223,7 +222,7 @@ def main(
         write(output / "grades.csv", gradebooks.as_csv(rows))
         written = [output / "grades.csv"]
         if waiting := gradebooks.by_hand(results, points):
-            write(output / "by_hand.csv", gradebooks.as_csv(waiting))
+            write(output / "by_hand.csv", "\ufeff" + gradebooks.as_csv(waiting))  # the mark: Excel takes it for cp1252 else
             written.append(output / "by_hand.csv")
         for name, roster, fill in (("canvas", canvas, gradebooks.canvas), ("moodle", moodle, gradebooks.moodle)):
             if roster:
@@ -232,7 +231,7 @@ def main(
                 written.append(output / f"{name}.csv")
                 for line in missing:
                     console.print(line, markup=False, highlight=False, soft_wrap=True)
-    except (ValueError, csv.Error) as error:
+    except ValueError as error:
         console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
     console.print(summary(rows))

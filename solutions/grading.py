@@ -222,7 +222,7 @@ def in_sentences(told: list[tuple[str, str]]) -> list[str]:
 
 
 def states(folders: list[Path], ours: list[Path] = ()) -> dict[str, tuple[int, int]]:
-    """Time and size of every file in the folders, by path; not of hidden ones, which editors and systems write, nor of ours."""
+    """Time and size of every file in the folders, by path, without hidden ones, which editors and systems make, and ours."""
     found = {}
     for folder in folders:
         for path in folder.rglob("*"):
