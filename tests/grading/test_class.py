@@ -28,6 +28,8 @@ CLASS = {
                 {}, "rebound builtins.zip"),
     "sleeps": ("def blend(*a):\n    import time\n    time.sleep(1e6)", {"blend-visible": "0", "blend-hidden": "0"},
                "did not finish"),
+    "installs": ("!pip install -q torch\n%pip install torch\nfiles = !ls\n" + BLEND, {}, "has a line that starts a program"),
+    "draws": ("%%time\n%matplotlib widget\n%load_ext no_such_thing\n%cd /content/drive\n" + BLEND, {}, ""),
     "tells": ("import IPython\nIPython.get_ipython().events.register('pre_run_cell', lambda i: print(i.raw_cell))\n" + BLEND,
               {}, ""),
 }
