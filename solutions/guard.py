@@ -32,13 +32,16 @@ def start(*, work: str, report: str, checks: dict[str, str], cells: dict[str, st
     cells and of all cells. most_characters: of printed text a cell. readable: further folders that may be read.
     """
     from IPython import get_ipython
+
+    import clip_adapter_lite
+    library = os.path.dirname(clip_adapter_lite.__file__)  # maybe of another checkout; tracebacks quote its lines
     shell = get_ipython()
     notes = Notes(report)
     watch_names(shell, notes, checks, cells)
     limit_output(shell, notes, most_characters)
     pass_over_lines(shell, notes)
     shell.ask_exit = types.MethodType(_leave, shell)  # exit() as sys.exit(): the kernel's own way ends a later cell's run
-    refuse_files(notes, work, [*readable, *READABLE, sys.prefix, sys.base_prefix, sys.exec_prefix])
+    refuse_files(notes, work, [*readable, library, *READABLE, sys.prefix, sys.base_prefix, sys.exec_prefix])
 
 
 def _leave(shell):

@@ -55,14 +55,14 @@ def found_in(folder: Path, assignments: list[str], assignment: str | None = None
         else:
             remarks.append(f"{path} was passed over: its name holds none of {', '.join(assignments)}; say --assignment.")
 
-    for path in (path for path in shown(folder) if os.path.realpath(path) not in ours):
+    for path in (path for path in entries(folder, assignments) if os.path.realpath(path) not in ours):
         student, rest, upload = by_platform(stem_of(path), assignments)
         if NOTEBOOK.search(path.name):
             if student and not hidden(rest):
-                take(path, student, rest, folder, upload)
+                take(path, student, rest, path.parent, upload)
             elif assignment and not student:
                 login = re.sub(r" ?\(\d+\)$", "", rest)  # "ada (1)" is to ada as "3_adapter (1)" to the assignment
-                take(path, login, assignment + rest[len(login):], folder)
+                take(path, login, assignment + rest[len(login):], path.parent)
             elif not student:
                 loose.append(path)
         elif not path.is_dir():
@@ -74,13 +74,14 @@ def found_in(folder: Path, assignments: list[str], assignment: str | None = None
         else:
             places = {place.name: place for place in shown(path) if place.is_dir() and not NOTEBOOK.search(place.name)}
             if student and not set(places) & set(assignments):
-                for one in notebooks(path, deep=True):
+                below = notebooks(path, deep=True)
+                for one in below:
                     take(one, student, stem_of(one), path)
-                others[student] = path
+                others |= {} if below else {student: path}
                 continue
             for name, place in places.items():
                 if name in ([assignment] if assignment else assignments):
-                    found[name, composed(path.name)] = []
+                    found.setdefault((name, composed(path.name)), [])
                     for one in notebooks(place):
                         take(one, path.name, stem_of(one), place, name=name)
                 elif not assignment:
@@ -103,6 +104,13 @@ def found_in(folder: Path, assignments: list[str], assignment: str | None = None
             f"{folder} holds no submissions: expected <student>/<assignment>/<assignment>.ipynb, or <student>.ipynb "
             "together with --assignment, or what Canvas or Moodle give for download.", *remarks[:3]]))
     return sorted(submissions), remarks
+
+
+def entries(folder: Path, assignments: list[str]):
+    """What lies in a folder, and in those below it that hold a platform's download, as unpacking makes them."""
+    for path in shown(folder):
+        inside = shown(path) if path.is_dir() and not by_platform(stem_of(path), assignments)[0] else []
+        yield from inside if any(by_platform(stem_of(one), assignments)[0] for one in inside) else [path]
 
 
 def stem_of(path: Path) -> str:
@@ -223,7 +231,8 @@ def alike(source: str, other: str) -> bool:
     if re.sub(r"\s", "", composed(source)) == re.sub(r"\s", "", composed(other)):
         return True
     try:
-        return ast.dump(ast.parse(source)) == ast.dump(ast.parse(other))
+        tree = ast.parse(source)  # without a statement it says nothing: every comment would be alike
+        return bool(tree.body) and ast.dump(tree) == ast.dump(ast.parse(other))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
 
@@ -234,7 +243,8 @@ def in_order(submitted, source, hand_out):
     - A check cell is the source's, whatever was made of it.
     - Of an id that occurs several times the last copy counts, as in nbgrader; the others are dropped if they are check
       cells, and still run, as ordinary cells, if they are answers.
-    - A deleted cell is put back below the cell that it follows in the hand-out; an answer is then the blank one.
+    - A deleted cell is put back below the cell that it follows in the hand-out; an answer is then the blank one, unless an
+      editor has dropped the ids and a cell of the submission's own stands in its place.
     """
     originals = {cell.metadata.nbgrader.grade_id: cell for cell in source.cells if "nbgrader" in cell.metadata}
     blanks = {cell.metadata.nbgrader.grade_id: cell for cell in hand_out.cells if "nbgrader" in cell.metadata}
@@ -261,20 +271,27 @@ def in_order(submitted, source, hand_out):
         else:
             kept.source = cell.source
         cells.append(kept)
-    present = {grade_id(cell, originals) for cell in cells}
+    present, known = {grade_id(cell, originals) for cell in cells}, []
     for number, cell in enumerate(hand_out.cells):
         name = grade_id(cell, originals)
         if not name or name in present:
             continue
         kept = copy.deepcopy(originals[name])
+        place = place_after(hand_out.cells[:number], cells, originals)
+        nameless = without_id(number, place, cells, hand_out.cells, originals)
         if not kept.metadata.nbgrader.locked:
-            kept.source = cell.source
-        cells.insert(place_after(hand_out.cells[:number], cells, originals), kept)
-        restored.append(name)
+            kept.source = cell.source if nameless is None else cells[nameless].source
+        if nameless is None:
+            cells.insert(place, kept)
+        else:
+            cells[nameless] = kept
+        (restored if nameless is None else known).append(name)
     if changed:
         notes.append(f"check cells were changed and put back: {', '.join(changed)}")
     if restored:
         notes.append(f"deleted cells were put back: {', '.join(restored)}")
+    if known:
+        notes.append(f"an editor dropped nbgrader's ids, and these cells were known by their place: {', '.join(known)}")
     for number, cell in enumerate(cells):
         cell.id = f"cell-{number}"
     notebook.cells, notebook.metadata = cells, copy.deepcopy(source.metadata)
@@ -297,3 +314,25 @@ def place_after(above: list, cells: list, originals) -> int:
             if name == other and (name or cell.source.strip() == cells[number].source.strip()):
                 return number + 1
     return 0
+
+
+def without_id(number: int, place: int, cells: list, given: list, originals) -> int | None:
+    """Where in `cells`, from `place` on, the cell `given[number]` of the hand-out is that has lost its id, if anywhere.
+
+    A check is known by its text; an answer stands above its check, or, a written one, in its place.
+    """
+    def free(place: int, cell_type: str) -> bool:
+        return place < len(cells) and cells[place].cell_type == cell_type and not grade_id(cells[place], originals)
+
+    def same(one: int) -> int | None:
+        return next((place_ for place_ in range(place, len(cells)) if free(place_, given[one].cell_type)
+                     and alike(cells[place_].source, given[one].source)), None)
+
+    if originals[grade_id(given[number], originals)].metadata.nbgrader.locked:
+        return same(number)
+    check = same(number + 1) if given[number].cell_type == "code" and number + 1 < len(given) else None
+    found = place if check is None else check - 1
+    texts = [cell.source for cell in given if not grade_id(cell, originals)]
+    if found < place or not free(found, given[number].cell_type) or any(alike(cells[found].source, text) for text in texts):
+        return None
+    return found
