@@ -362,11 +362,11 @@ def test_points_by_hand_survive_a_spreadsheet(student, form, separator, end, enc
     answer = "Because" if encoding == "cp1252" else "Because,\nα;"
     name = student if zeros or encoding == "mojibake" else student.lstrip("0")
     name = unicodedata.normalize("NFC" if encoding in ("cp1252", "mojibake") else form, name)
+    if encoding == "mojibake":  # opened as cp1252, saved as UTF-8
+        name, encoding = name.encode("utf-8").decode("cp1252"), "utf-8-sig"
     cells = [["student", "assignment", "cell", "max", "points", "answer"],
              [name, "6_prompts", "why", "10", points, answer], ["other", "6_prompts", "why", "10", "", answer], [""] * 6]
     text = "\n".join(separator.join('"' + cell.replace('"', '""') + '"' for cell in row) for row in cells)
-    if encoding == "mojibake":  # opened as cp1252, saved as UTF-8
-        text, encoding = text.replace("α", "a").encode("utf-8").decode("cp1252"), "utf-8-sig"
     if encoding == "cp1252" and end == "\r":
         encoding = "mac_roman"
     with tempfile.TemporaryDirectory() as folder:
