@@ -247,6 +247,7 @@ def by_download(table: list[dict], student: str) -> list[dict]:
     the points of somebody else's number; else by the whole name.
     """
     name, _, digits = student.rpartition("_")
+    digits = digits.lstrip("0")
     if not bare(name) or not digits.isdigit():
         return []
     found = []
@@ -254,7 +255,7 @@ def by_download(table: list[dict], student: str) -> list[dict]:
         numbers = [re.sub(r"\D", "", loose(row.get(key, ""))).lstrip("0") for key in NUMBERS]
         words = re.findall(r"\w+", " ".join(row.get(key, "") for key in (*NAMES, "Identifier")))
         known = [bare(word) for word in words if not word.isdigit()]
-        if digits.lstrip("0") in numbers and (not known or any(word in bare(name) for word in known if len(word) > 1)):
+        if digits in numbers and (not known or any(word in bare(name) for word in known if len(word) > 1)):
             found.append(row)
     return found or [row for row in table if bare(name) in {
         bare(row.get("Student", "")), bare(row.get("Full name", "")),

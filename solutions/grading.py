@@ -4,6 +4,7 @@
 its own (`apart`), which may therefore change its environment and folder, and is killed with all that it started.
 """
 import copy
+import html
 import json
 import logging
 import multiprocessing
@@ -131,7 +132,7 @@ def graded(course: Path, submitted: Path, student: str, name: str, scratch: Path
     except ValueError as error:
         result.notes.append(str(error))
         write_result(result, scratch)
-        (scratch / "feedback.html").write_text(f"<p>Nothing was graded: {error}</p>", encoding="utf-8")
+        (scratch / "feedback.html").write_text(f"<p>Nothing was graded: {html.escape(str(error))}</p>", encoding="utf-8")
         return
     own = scratch / "course"
     shutil.copytree(course, own)

@@ -102,7 +102,7 @@ def found_in(folder: Path, assignments: list[str], assignment: str | None = None
     if not submissions:
         raise ValueError(" ".join([
             f"{folder} holds no submissions: expected <student>/<assignment>/<assignment>.ipynb, or <student>.ipynb "
-            "together with --assignment, or what Canvas or Moodle give for download.", *remarks[:3]]))
+            "together with --assignment, or what Canvas or Moodle give for download.", *remarks[:20]]))
     return sorted(submissions), remarks
 
 
