@@ -220,14 +220,16 @@ def fill(table: list[dict], grades: list[dict], places: dict[str, str], keys: tu
             why = "nobody" if not found else f"{len(found)} people"
             remarks.append(f"{student} was left out: {what} has {why} of that name in {', '.join(keys)}.")
             continue
-        other = taken.setdefault((id(found[0]), assignment), student)
-        if other != student:
-            remarks.append(f"{student} was left out: {what} has one row for {student} and for {other}, whose total it got.")
-            continue
         try:
-            found[0][places[assignment]] = f"{scale(grade['total'], grade['max'], found[0]):.2f}"
+            total = f"{scale(grade['total'], grade['max'], found[0]):.2f}"
         except ValueError as error:
             remarks.append(f"{student} was left out: in {what}, {error} where the maximum grade was expected.")
+            continue
+        other = taken.setdefault((id(found[0]), assignment), student)
+        if other == student:
+            found[0][places[assignment]] = total
+        else:
+            remarks.append(f"{student} was left out: {what} has one row for {student} and for {other}, whose total it got.")
 
 
 def index(table: list[dict], keys: tuple[str, ...], same) -> dict[str, list[dict]]:
@@ -243,21 +245,21 @@ def index(table: list[dict], keys: tuple[str, ...], same) -> dict[str, list[dict
 def by_download(table: list[dict], student: str) -> list[dict]:
     """The rows of a student called as in the platforms' downloads: "lovelaceada_101", "Ada Lovelace_4711".
 
-    By the number, where the row's name has a word in common with the student's, or there is no name, so that nobody gets
-    the points of somebody else's number; else by the whole name.
+    By the number, where the row's name has a word in common with the student's, or one of them has no name, so that nobody
+    gets the points of somebody else's number; else by the whole name.
     """
     name, _, digits = student.rpartition("_")
     digits = digits.lstrip("0")
-    if not bare(name) or not digits.isdigit():
+    if not digits.isdigit():
         return []
-    found = []
+    found, name = [], bare(name)
     for row in table:
         numbers = [re.sub(r"\D", "", loose(row.get(key, ""))).lstrip("0") for key in NUMBERS]
         words = re.findall(r"\w+", " ".join(row.get(key, "") for key in (*NAMES, "Identifier")))
-        known = [bare(word) for word in words if not word.isdigit()]
-        if digits in numbers and (not known or any(word in bare(name) for word in known if len(word) > 1)):
+        known = [bare(word) for word in words if not word.isdigit()] if name else []
+        if digits in numbers and (not known or any(word in name for word in known if len(word) > 1)):
             found.append(row)
-    return found or [row for row in table if bare(name) in {
+    return found or [row for row in table if name and name in {
         bare(row.get("Student", "")), bare(row.get("Full name", "")),
         *(bare(row.get("First name", "") + row.get(last, "")) for last in ("Last name", "Surname"))}]
 

@@ -125,6 +125,16 @@ def test_a_number_that_is_somebody_elses_gives_nobody_points(tmp_path):
     assert "90" not in text and "turingalan_101 was left out" in remarks[0]
 
 
+def test_a_worksheet_has_blind_and_plain_numbers_and_a_maximum_that_may_be_no_number(tmp_path):
+    path = tmp_path / "roster.csv"
+    path.write_text(WORKSHEET.replace('"50,00",Yes\nParticipant 4712', "-,Yes\nParticipant 4712"), encoding="utf-8")
+    table, remarks = gradebooks.moodle(path, [
+        {"student": student, "assignment": NAME, "total": 90.0, "max": 100.0, "waiting": 0.0, "note": ""}
+        for student in ("Participant_4712", "4711", "Participant_0")])
+    assert table.count("45.00") == 1 and len(remarks) == 2
+    assert "4711 was left out" in remarks[0] and "'-' is no number" in remarks[0] and "nobody" in remarks[1]
+
+
 def test_two_who_have_one_row_do_not_overwrite_each_other(tmp_path):
     folder = lay(tmp_path / "down", "lovelaceada_101_5551_3_adapter.ipynb", "ada.ipynb")
     text, remarks = totals(tmp_path, gradebooks.canvas, CANVAS, folder)
