@@ -12,12 +12,14 @@ from texts import composed, decoded, hidden, lines, shown
 
 MOST_BYTES = 20_000_000
 NOTEBOOK = re.compile(r"\.ipynb(\.txt|\.json)?$", re.IGNORECASE)  # some browsers add an ending
-COPY = re.compile(r"( ?\((\d+)\)|[ _-]+(?:copy|kopie|copie|copia) ?\(?(\d*)\)?|-(\d+))+$", re.IGNORECASE)
-# Moodle's folder, or its file where folders are switched off: Ada Lovelace_4711_assignsubmission_file_
-MOODLE = re.compile(r"(?P<student>.+_\d+)_assignsubmission_(?P<kind>[a-z]+)_?(?P<rest>.*)")
-# Canvas, content_zipper.rb: lovelaceada_LATE_101_5551_name, of a person and an upload; anon_x1Y2z_5551_name
-CANVAS = re.compile(r"(?:(?:LATE_)?(?P<anonymous>anon_[^\W_]+)|(?P<name>.+?)(?:_LATE)?_(?P<person>[1-9]\d*))"
-                    r"_(?P<upload>[1-9]\d*)_(?P<rest>.+)")
+COPY = re.compile(r"( ?\(\d+\)|[ _-]+(?:copy|kopie|copie|copia) ?\(?\d*\)?|-\d+)+$", re.IGNORECASE)
+# Moodle's folder, or its file where folders are off: Ada Lovelace_4711_assignsubmission_file_
+MOODLE = re.compile(r"(?P<student>.+_\d+)_assignsubmission_[a-z]+_?(?P<rest>.*)")
+# Canvas's content_zipper.rb: lovelaceada_LATE_101_5551_name, of a person and an upload, or
+# anon_x1Y2z_5551_name; its numbers do not begin with 0
+CANVAS = re.compile(
+    r"(?:(?:LATE_)?(?P<anonymous>anon_[^\W_]+)|(?P<name>.+?)(?:_LATE)?_(?P<person>[1-9]\d*))"
+    r"_(?P<upload>[1-9]\d*)_(?P<rest>.+)")
 
 
 @dataclass(frozen=True, order=True)
@@ -29,149 +31,143 @@ class Submission:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A notebook that may be somebody's submission. place: the folder it came in. upload: Canvas's number, which grows."""
+    """A notebook that may be somebody's submission.
+
+    stem: its own name. place: the folder it came in. upload: Canvas's number, which grows.
+    """
     path: Path
     stem: str
     place: Path
     upload: int = 0
 
 
-def found_in(folder: Path, assignments: list[str], assignment: str | None = None, output: Path | None = None
-             ) -> tuple[list[Submission], list[str]]:
+def found_in(folder: Path, assignments: list[str], assignment: str | None = None,
+             output: Path | None = None) -> tuple[list[Submission], list[str]]:
     """The submissions in a folder, and sentences about what was passed over.
 
     folder: any mixture of `<student>/<assignment>/<assignment>.ipynb`, as nbgrader's submitted/, of
-    `<student>/<assignment>.ipynb`, and of what Canvas and Moodle give for download; if `assignment` is given, also of
-    `<student>.ipynb`. output: of the grader, passed over where it lies among the submissions. Raises ValueError if there
-    is no submission.
+    `<student>/<assignment>.ipynb`, and of what Canvas and Moodle give for download; if
+    `assignment` is given, of `<student>.ipynb`, too. output: of the grader, passed over where it
+    lies among the submissions. Raises ValueError if there is no submission.
     """
-    found: dict[tuple[str, str], list[Candidate]] = {}
-    remarks, loose, others = [], [], {}
-    ours = {os.path.realpath(path) for path in (output, output / "feedback", output / "results")} if output else set()
-
-    def take(path: Path, student: str, stem: str, place: Path, upload: int = 0, name: str = "") -> None:
-        if name := name or assignment or named_in(stem, assignments):
-            found.setdefault((name, composed(student)), []).append(Candidate(path, stem, place, upload))
-        else:
-            remarks.append(f"{path} was passed over: its name holds none of {', '.join(assignments)}; say --assignment.")
-
-    for path in (path for path in entries(folder, assignments) if os.path.realpath(path) not in ours):
-        student, rest, upload = by_platform(stem_of(path), assignments)
-        if NOTEBOOK.search(path.name):
-            if student and not hidden(rest):
-                take(path, student, rest, path.parent, upload)
-            elif assignment and not student:
-                login = re.sub(r" ?\(\d+\)$", "", rest)  # "ada (1)" is to ada as "3_adapter (1)" to the assignment
-                take(path, login, assignment + rest[len(login):], path.parent)
-            elif not student:
-                loose.append(path)
-        elif not path.is_dir():
-            if student:
-                others[student] = path
-        elif path.name in assignments:
-            remarks.append(f"{path} was passed over: it is named as an assignment, not as a student; to grade "
-                           f"<student>.ipynb files in it, give that folder and --assignment {path.name}.")
-        else:
-            places = {place.name: place for place in shown(path) if place.is_dir() and not NOTEBOOK.search(place.name)}
-            if student and not set(places) & set(assignments):
-                below = notebooks(path, deep=True)
-                for one in below:
-                    take(one, student, stem_of(one), path)
-                others |= {} if below else {student: path}
-                continue
-            for name, place in places.items():
-                if name in ([assignment] if assignment else assignments):
-                    found.setdefault((name, composed(path.name)), [])
-                    for one in notebooks(place):
-                        take(one, path.name, stem_of(one), place, name=name)
-                elif not assignment:
-                    remarks.append(f"{place} was passed over; the assignments are {', '.join(assignments)}.")
-            for one in notebooks(path):
-                if (assignment or named_in(stem_of(one), assignments)) not in places:
-                    take(one, path.name, stem_of(one), path)
-    if loose:
-        remarks.insert(0, f"{len(loose)} notebooks lie in {folder} itself, such as {loose[0].name}; to grade them as "
-                          "<student>.ipynb, say --assignment.")
-    remarks += [f"{student} handed in {path}, which was passed over: it is no notebook and holds none."
-                for student, path in others.items() if student not in {key[1] for key in found}]
+    found, remarks = candidates(folder, assignments, assignment, output)
     submissions = []
-    for (name, student), candidates in found.items():
-        path, remark = chosen(candidates, name, student)
+    for (name, student), notebooks in found.items():
+        path, remark = chosen(notebooks, name, student)
         submissions += [Submission(name, student, path)] if path else []
         remarks += [remark] if remark else []
     if not submissions:
         raise ValueError(" ".join([
-            f"{folder} holds no submissions: expected <student>/<assignment>/<assignment>.ipynb, or <student>.ipynb "
-            "together with --assignment, or what Canvas or Moodle give for download.", *remarks[:20]]))
+            f"{folder} holds no submissions: expected <student>/<assignment>/<assignment>.ipynb, "
+            "or <student>.ipynb together with --assignment, or what Canvas or Moodle give for "
+            "download.", *remarks[:20]]))
     return sorted(submissions), remarks
 
 
+def candidates(folder: Path, assignments: list[str], assignment: str | None,
+               output: Path | None) -> tuple[dict[tuple[str, str], list[Candidate]], list[str]]:
+    """({(assignment, student): notebooks}, sentences about what is none of anybody's)."""
+    found: dict[tuple[str, str], list[Candidate]] = {}
+    remarks, loose, others = [], [], {}
+    wanted = [assignment] if assignment else assignments
+    ours = {os.path.realpath(output / name) for name in (".", "results", "feedback")} if output else ()
+
+    def take(path: Path, student: str, stem: str, place: Path, upload: int = 0, name: str = ""):
+        if name := name or assignment or named_in(stem, assignments):
+            key = name, composed(student)
+            found.setdefault(key, []).append(Candidate(path, stem, place, upload))
+        else:
+            remarks.append(f"{path} was passed over: its name holds none of "
+                           f"{', '.join(assignments)}; say --assignment.")
+
+    for path in entries(folder, assignments):
+        student, rest, upload = by_platform(stem_of(path), assignments)
+        if os.path.realpath(path) in ours:
+            continue
+        if NOTEBOOK.search(path.name):
+            if student and not hidden(rest):
+                take(path, student, rest, path.parent, upload)
+            elif assignment and not student:
+                login = re.sub(r" ?\(\d+\)$", "", rest)  # "ada (1)" is a copy of "ada"
+                take(path, login, assignment + rest[len(login):], path.parent)
+            elif not student:
+                loose.append(path)
+        elif not path.is_dir():
+            others |= {student: path} if student else {}
+        elif path.name in assignments:
+            remarks.append(f"{path} was passed over: it is named as an assignment, not as a "
+                           "student; to grade <student>.ipynb files in it, give that folder and "
+                           f"--assignment {path.name}.")
+        elif student and not any((path / name).is_dir() for name in assignments):
+            inside = notebooks_in(path, deep=True)
+            others |= {} if inside else {student: path}
+            for one in inside:
+                take(one, student, stem_of(one), path)
+        else:
+            places = {place.name: place for place in shown(path)
+                      if place.is_dir() and not NOTEBOOK.search(place.name)}
+            for name, place in places.items():
+                if name in wanted:
+                    found.setdefault((name, composed(path.name)), [])
+                    for one in notebooks_in(place):
+                        take(one, path.name, stem_of(one), place, name=name)
+                elif not assignment:
+                    remarks.append(f"{place} was passed over; the assignments are "
+                                   f"{', '.join(assignments)}.")
+            for one in notebooks_in(path):
+                if (assignment or named_in(stem_of(one), assignments)) not in places:
+                    take(one, path.name, stem_of(one), path)
+    if loose:
+        remarks.insert(0, f"{len(loose)} notebooks lie in {folder} itself, such as "
+                          f"{loose[0].name}; to grade them as <student>.ipynb, say --assignment.")
+    known = {student for _, student in found}
+    remarks += [f"{student} handed in {path}, which was passed over: there is no notebook."
+                for student, path in others.items() if student not in known]
+    return found, remarks
+
+
 def entries(folder: Path, assignments: list[str]):
-    """What lies in a folder, and in those below it that hold a platform's download, as unpacking makes them."""
+    """What lies in a folder; of a download that was unpacked into a folder of its own, its parts."""
+    def named(path: Path) -> bool:
+        return bool(by_platform(stem_of(path), assignments)[0])
+
     for path in shown(folder):
-        inside = shown(path) if path.is_dir() and not by_platform(stem_of(path), assignments)[0] else []
-        yield from inside if any(by_platform(stem_of(one), assignments)[0] for one in inside) else [path]
+        inside = shown(path) if path.is_dir() and not named(path) else []
+        yield from inside if any(map(named, inside)) else [path]
 
 
 def stem_of(path: Path) -> str:
     return composed(NOTEBOOK.sub("", path.name))
 
 
-def notebooks(folder: Path, deep: bool = False) -> list[Path]:
-    """The notebooks in a folder; deep: and in those below it, as Moodle keeps what was uploaded as a folder."""
+def notebooks_in(folder: Path, deep: bool = False) -> list[Path]:
+    """The notebooks in a folder; deep: and below it, where Moodle keeps uploaded folders."""
     found = []
     for path in shown(folder):
         if NOTEBOOK.search(path.name):
             found.append(path)
         elif deep and path.is_dir() and not path.is_symlink():
-            found += notebooks(path, deep)
+            found += notebooks_in(path, deep)
     return found
 
 
 def by_platform(stem: str, assignments: list[str]) -> tuple[str, str, int]:
-    """(student, the file's own name, number of the upload) of a name that Canvas or Moodle made, else ("", stem, 0).
+    """(student, the file's own name, upload) of a name by Canvas or Moodle, else ("", stem, 0).
 
-    The student is the name with the number that the platform's own tables have: "lovelaceada_101", "Ada Lovelace_4711".
+    The student is the name with the number that is in the platform's own tables, too:
+    "lovelaceada_101", "Ada Lovelace_4711".
     """
     if found := MOODLE.fullmatch(stem):
         return found["student"], found["rest"], 0
     found = CANVAS.fullmatch(stem)
     if not found or original(f"{found['upload']}_{found['rest']}") in map(squeezed, assignments):
         return "", stem, 0  # ada_2024_3_adapter is of an instructor's making
-    return found["anonymous"] or f"{found['name']}_{found['person']}", found["rest"], int(found["upload"])
+    student = found["anonymous"] or f"{found['name']}_{found['person']}"
+    return student, found["rest"], int(found["upload"])
 
 
 def squeezed(name: str) -> str:
     return re.sub(r"[\W_]+", "", name).casefold()
-
-
-def named_in(stem: str, assignments: list[str]) -> str:
-    """The one assignment whose name stands in a file's name, whatever the spaces and capitals; else ""."""
-    found = [name for name in assignments if squeezed(name) in squeezed(stem)]
-    return found[0] if len(found) == 1 else ""
-
-
-def chosen(candidates: list[Candidate], name: str, student: str) -> tuple[Path | None, str]:
-    """The notebook that counts, if it is clear which, and a sentence about what was passed over.
-
-    The last upload to Canvas, else the one of the assignment's exact name, else the last of a browser's copies of it.
-    """
-    places = sorted({str(one.place) for one in candidates})
-    if len(places) > 1:
-        return None, (f"{student} for {name} was submitted in both layouts, or twice, and was passed over: keep one of "
-                      f"{' and '.join(places)}.")
-
-    def rank(one: Candidate) -> tuple:
-        copied = COPY.search(one.stem)
-        return one.upload, one.stem == name, max(map(int, re.findall(r"\d+", copied[0])), default=1) if copied else 0
-
-    copies = sorted((one for one in candidates if original(one.stem) == squeezed(name)), key=rank)
-    if not copies and len(candidates) != 1:
-        return None, (f"the work of {student} for {name} was passed over: it holds {len(candidates)} notebooks, none of "
-                      f"them called {name}.ipynb.")
-    *others, last = copies or candidates
-    return last.path, (f"{last.path} counts for {student}; passed over were {', '.join(one.path.name for one in others)}."
-                       if others else "")
 
 
 def original(stem: str) -> str:
@@ -179,11 +175,42 @@ def original(stem: str) -> str:
     return squeezed(COPY.sub("", re.sub(r"^copy of ", "", stem, flags=re.IGNORECASE)))
 
 
+def named_in(stem: str, assignments: list[str]) -> str:
+    """The one assignment whose name is in a file's name, whatever its spaces; else ""."""
+    found = [name for name in assignments if squeezed(name) in squeezed(stem)]
+    return found[0] if len(found) == 1 else ""
+
+
+def chosen(notebooks: list[Candidate], name: str, student: str) -> tuple[Path | None, str]:
+    """The notebook that counts, if it is clear which, and a sentence about what was passed over.
+
+    It is Canvas's last upload, else the one of the assignment's exact name, else the last copy.
+    """
+    places = sorted({str(one.place) for one in notebooks})
+    if len(places) > 1:
+        return None, (f"{student} for {name} was submitted in both layouts, or twice, and was "
+                      f"passed over: keep one of {' and '.join(places)}.")
+
+    def rank(one: Candidate) -> tuple:
+        copied = COPY.search(one.stem)
+        numbers = map(int, re.findall(r"\d+", copied[0])) if copied else [0]
+        return one.upload, one.stem == name, max(numbers, default=1)
+
+    copies = sorted((one for one in notebooks if original(one.stem) == squeezed(name)), key=rank)
+    if not copies and len(notebooks) != 1:
+        return None, (f"the work of {student} for {name} was passed over: it holds "
+                      f"{len(notebooks)} notebooks, none of them called {name}.ipynb.")
+    *others, last = copies or notebooks
+    names = ", ".join(one.path.name for one in others)
+    return last.path, f"{last.path} counts for {student}; passed over were {names}." if names else ""
+
+
 def content(path: Path) -> bytes:
-    """The bytes of a submission. Raises ValueError, in one sentence, if it is no file that can be read."""
+    """The bytes of a submission. Raises ValueError, in one sentence, if it is no readable file."""
     try:
         if not path.is_file():  # a pipe would be read for ever
-            what = "a folder" if path.is_dir() else "a link to a file that is gone" if path.is_symlink() else "no file"
+            what = "a folder" if path.is_dir() else \
+                "a link to a file that is gone" if path.is_symlink() else "no file"
             raise ValueError(f"the submission is {what}, not a notebook; ask for the file itself.")
         if path.stat().st_size > MOST_BYTES:
             raise ValueError(f"the file is larger than {MOST_BYTES / 1e6:.0f} MB and is not read.")
@@ -193,9 +220,10 @@ def content(path: Path) -> bytes:
 
 
 def read(path: Path):
-    """A submitted notebook, of which only what the grader needs is kept. Raises ValueError, in one sentence, if it is none.
+    """What the grader needs of a submitted notebook. Raises ValueError, in one sentence, if none.
 
-    Editors add keys, types of cells and metadata of their own, and leave out ids: nothing depends on these.
+    Editors add keys, types of cells and metadata of their own, and leave out ids: nothing depends
+    on these.
     """
     data = content(path)
     try:
@@ -208,30 +236,32 @@ def read(path: Path):
         notebook = nbformat.v4.new_notebook(cells=[plain(cell) for cell in book["cells"]])
         nbformat.validate(notebook)
     except Exception as error:  # nbformat has a dozen ways to fail at what is no notebook
-        reason = "it is empty" if not data.strip() else (str(error).splitlines() or [type(error).__name__])[0][:120]
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        reason = reason if data.strip() else "it is empty"
         raise ValueError(f"the file is not a notebook: {reason}") from None
     return notebook
 
 
 def plain(cell: dict):
-    """A cell with nothing but its type, its source and the id that nbgrader, or else the hand-out, has given it."""
-    make = {"code": nbformat.v4.new_code_cell, "markdown": nbformat.v4.new_markdown_cell}
+    """A cell with nothing but its type, its source, and its grade_id, which is its id, too."""
+    make = {"code": nbformat.v4.new_code_cell, "markdown": nbformat.v4.new_markdown_cell}.get(
+        cell.get("cell_type"), nbformat.v4.new_raw_cell)
     source = cell.get("source") or ""
     source = source if isinstance(source, str) else "".join(source)
-    source = lines(source.encode("utf-8", "replace").decode("utf-8"))  # half a character cannot be written again
+    source = source.encode("utf-8", "replace").decode("utf-8")  # half a character cannot be written
     metadata = cell.get("metadata")
     about = metadata.get("nbgrader") if isinstance(metadata, dict) else None
-    name = about.get("grade_id") if isinstance(about, dict) else cell.get("id")  # the hand-out's cells bear both
+    name = about.get("grade_id") if isinstance(about, dict) else cell.get("id")
     kept = {"nbgrader": {"grade_id": name}} if isinstance(name, str) else {}
-    return make.get(cell.get("cell_type"), nbformat.v4.new_raw_cell)(source, metadata=nbformat.from_dict(kept))
+    return make(lines(source), metadata=nbformat.from_dict(kept))
 
 
 def alike(source: str, other: str) -> bool:
-    """Whether two sources differ in nothing but what editors change: spaces, line ends, layout, quotes, comments."""
+    """Whether two sources differ in nothing but what editors change: spaces, layout, quotes."""
     if re.sub(r"\s", "", composed(source)) == re.sub(r"\s", "", composed(other)):
         return True
     try:
-        tree = ast.parse(source)  # without a statement it says nothing: every comment would be alike
+        tree = ast.parse(source)  # an empty one says nothing: all comments would be alike
         return bool(tree.body) and ast.dump(tree) == ast.dump(ast.parse(other))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
@@ -243,8 +273,8 @@ def in_order(submitted, source, hand_out):
     - A check cell is the source's, whatever was made of it.
     - Of an id that occurs several times the last copy counts, as in nbgrader; the others are dropped if they are check
       cells, and still run, as ordinary cells, if they are answers.
-    - A deleted cell is put back below the cell that it follows in the hand-out; an answer is then the blank one, unless an
-      editor has dropped the ids and a cell of the submission's own stands in its place.
+    - A deleted cell is put back below the cell that it follows in the hand-out; an answer is then
+      the blank one, unless an editor has dropped the ids and another cell stands in its place.
     """
     originals = {cell.metadata.nbgrader.grade_id: cell for cell in source.cells if "nbgrader" in cell.metadata}
     blanks = {cell.metadata.nbgrader.grade_id: cell for cell in hand_out.cells if "nbgrader" in cell.metadata}
@@ -291,7 +321,8 @@ def in_order(submitted, source, hand_out):
     if restored:
         notes.append(f"deleted cells were put back: {', '.join(restored)}")
     if known:
-        notes.append(f"an editor dropped nbgrader's ids, and these cells were known by their place: {', '.join(known)}")
+        notes.append("an editor dropped nbgrader's ids, and these cells were known by their place: "
+                     + ", ".join(known))
     for number, cell in enumerate(cells):
         cell.id = f"cell-{number}"
     notebook.cells, notebook.metadata = cells, copy.deepcopy(source.metadata)
@@ -317,22 +348,24 @@ def place_after(above: list, cells: list, originals) -> int:
 
 
 def without_id(number: int, place: int, cells: list, given: list, originals) -> int | None:
-    """Where in `cells`, from `place` on, the cell `given[number]` of the hand-out is that has lost its id, if anywhere.
+    """Where in `cells`, from `place` on, the hand-out's cell `given[number]` is without its id.
 
-    A check is known by its text; an answer stands above its check, or, a written one, in its place.
+    None if nowhere. A check is known by its text; an answer stands above its check, or, a written
+    one, in its place.
     """
-    def free(place: int, cell_type: str) -> bool:
-        return place < len(cells) and cells[place].cell_type == cell_type and not grade_id(cells[place], originals)
+    def free(at: int, cell_type: str) -> bool:
+        return at < len(cells) and cells[at].cell_type == cell_type and not grade_id(cells[at], originals)
 
-    def same(one: int) -> int | None:
-        return next((place_ for place_ in range(place, len(cells)) if free(place_, given[one].cell_type)
-                     and alike(cells[place_].source, given[one].source)), None)
+    def same(one) -> int | None:
+        return next((at for at in range(place, len(cells))
+                     if free(at, one.cell_type) and alike(cells[at].source, one.source)), None)
 
-    if originals[grade_id(given[number], originals)].metadata.nbgrader.locked:
-        return same(number)
-    check = same(number + 1) if given[number].cell_type == "code" and number + 1 < len(given) else None
+    cell, below = given[number], given[number + 1:number + 2]
+    if originals[grade_id(cell, originals)].metadata.nbgrader.locked:
+        return same(cell)
+    check = same(below[0]) if cell.cell_type == "code" and below else None
     found = place if check is None else check - 1
-    texts = [cell.source for cell in given if not grade_id(cell, originals)]
-    if found < place or not free(found, given[number].cell_type) or any(alike(cells[found].source, text) for text in texts):
+    texts = [one.source for one in given if not grade_id(one, originals)]
+    if found < place or not free(found, cell.cell_type):
         return None
-    return found
+    return None if any(alike(cells[found].source, text) for text in texts) else found
