@@ -69,12 +69,13 @@ def grade_all(submissions: list[Submission], sources: dict[str, Path], output: P
         grading.warm_up(scratch)
         courses = prepared_courses({one.assignment: sources[one.assignment] for one, _ in todo}, scratch)
         watched = sorted({path.parent for path in sources.values()}) + ([folder] if folder else [])
-        ours = [(output / name).resolve() for name in ("results", "feedback")]  # written here while others run
+        ours = [(output / name).resolve() for name in ("results", "feedback")]  # `keep` writes there
 
         def start(submission: Submission):
             own = Path(tempfile.mkdtemp(dir=scratch))
-            return own, grading.apart(grading.graded, courses[submission.assignment][0], submission.path.absolute(),
-                                      submission.student, submission.assignment, own, limits, watched, ours)
+            return own, grading.apart(
+                grading.graded, courses[submission.assignment][0], submission.path.absolute(),
+                submission.student, submission.assignment, own, limits, watched, ours)
 
         marks, longest = dict(todo), grading.LONGEST * limits.clock
         for submission, own, process, late in in_parallel(list(marks), start, jobs or cores(), longest):
@@ -222,7 +223,8 @@ def main(
         write(output / "grades.csv", gradebooks.as_csv(rows))
         written = [output / "grades.csv"]
         if waiting := gradebooks.by_hand(results, points):
-            write(output / "by_hand.csv", "\ufeff" + gradebooks.as_csv(waiting))  # the mark: Excel takes it for cp1252 else
+            # without a mark Excel takes it for cp1252
+            write(output / "by_hand.csv", "\ufeff" + gradebooks.as_csv(waiting))
             written.append(output / "by_hand.csv")
         for name, roster, fill in (("canvas", canvas, gradebooks.canvas), ("moodle", moodle, gradebooks.moodle)):
             if roster:

@@ -49,28 +49,31 @@ def rows(results: list, points: dict | None = None) -> list[dict]:
 
 
 def placed(points: dict, results: list) -> dict:
-    """The points by hand under their results' own names, which a spreadsheet may have changed (`loose`).
+    """The points by hand under their results' own names, which a spreadsheet may have changed.
 
-    Raises ValueError for points that fit no answer, or several, and for answers that are given points twice.
+    Raises ValueError for points that fit no answer or several, and for points given twice.
     """
     found = {}
     for (student, assignment, cell), given in points.items():
-        answers = [(result.student, result.assignment, name) for result in results for name in result.waiting
-                   if (folded(result.assignment), folded(name)) == (folded(assignment), folded(cell))]
+        wanted = folded(assignment), folded(cell)
+        answers = [(result.student, result.assignment, name)
+                   for result in results for name in result.waiting
+                   if (folded(result.assignment), folded(name)) == wanted]
         for same in (str, folded, loose):
             if fitting := [answer for answer in answers if same(answer[0]) == same(student)]:
                 break
         if len(fitting) != 1 or fitting[0] in found:
-            why = "where no answer of that name waits" if not fitting else "which could be of several students" \
-                if len(fitting) > 1 else "which are there twice"
-            raise ValueError(f"points by hand for {cell!r} of {student} in {assignment}, {why}; compare the columns "
-                             "student, assignment and cell with those of the grader's own by_hand.csv.")
+            why = "where no answer of that name waits" if not fitting else \
+                "which could be of several students" if len(fitting) > 1 else "which are there twice"
+            raise ValueError(f"points by hand for {cell!r} of {student} in {assignment}, {why}; "
+                             "compare the columns student, assignment and cell with those of the "
+                             "grader's own by_hand.csv.")
         found[fitting[0]] = given
     return found
 
 
 def loose(name: str) -> str:
-    """What is left of a name in a spreadsheet's hands: without leading zeros, quotes, and UTF-8 taken for cp1252."""
+    """What a spreadsheet leaves of a name: no leading zeros, no quotes, no UTF-8 read as cp1252."""
     with suppress(UnicodeError):
         name = name.encode("cp1252").decode("utf-8")
     name = re.sub(r"^(\d+)[.,]0$", r"\1", folded(name).strip("'=\""))
@@ -78,13 +81,14 @@ def loose(name: str) -> str:
 
 
 def number(text: str, most: str = "") -> float:
-    """A number as spreadsheets write it: "7,5", "1 234,50", "75 %" of `most`. Raises ValueError for anything else."""
+    """A number as spreadsheets write it: "7,5", "1 234,50", "75 %" of `most`; else ValueError."""
     plain = re.sub(r"\s", "", text)
     digits = plain.removesuffix("%")
     if "," in digits and "." in digits:  # the first of the two groups thousands
         digits = digits.replace(min(",.", key=digits.rindex), "")
     digits = digits.replace(",", ".")
-    if not re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", digits, re.IGNORECASE) or math.isinf(float(digits)):
+    fits = re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", digits, re.IGNORECASE)
+    if not fits or math.isinf(float(digits)):
         raise ValueError(f"{text!r} is no number")
     return float(digits) / 100 * number(most) if plain.endswith("%") else float(digits)
 
@@ -116,7 +120,8 @@ def hand_points(path: Path) -> dict[tuple[str, str, str], float]:
     """{(student, assignment, cell): points} of a by_hand.csv; rows without points are passed over."""
     columns, table = read(path)
     table = [{folded(column): value for column, value in row.items()} for row in table]
-    if missing := [name for name in ("student", "assignment", "cell", "points") if name not in map(folded, columns)]:
+    needed = ("student", "assignment", "cell", "points")
+    if missing := [name for name in needed if name not in map(folded, columns)]:
         raise ValueError(f"{path} has no column {missing[0]!r}; expected {', '.join(BY_HAND)}.")
     found = {}
     keys = [(row["student"], row["assignment"], row["cell"]) for row in table]
@@ -124,11 +129,13 @@ def hand_points(path: Path) -> dict[tuple[str, str, str], float]:
         if not row["points"].strip():
             continue
         if keys.count(key) > 1:  # also where a spreadsheet made 417 of 00417, and there is a 417
-            raise ValueError(f"{path} gives points twice for {key[2]!r} of {key[0]}: it has several such rows; keep one.")
+            raise ValueError(f"{path} gives points twice for {key[2]!r} of {key[0]}: it has several "
+                             "such rows; keep one.")
         try:
             found[key] = number(row["points"], row.get("max", ""))
         except ValueError:
-            raise ValueError(f"row {line} of {path} has {row['points']!r} points, where a number was expected.") from None
+            raise ValueError(f"row {line} of {path} has {row['points']!r} points, where a number "
+                             "was expected.") from None
     return found
 
 
@@ -213,40 +220,45 @@ def fill(table: list[dict], grades: list[dict], places: dict[str, str], keys: tu
             remarks.append(f"{what} has no column for {assignment}: {student} was left out.")
             continue
         if grade["waiting"]:
-            remarks.append(f"{student} was left out: a written answer in {assignment} waits for a hand.")
+            remarks.append(f"{student} was left out: a written answer in {assignment} waits for a "
+                           "hand.")
             continue
-        found = indexes[0].get(folded(student)) or indexes[1].get(loose(student)) or by_download(table, student)
+        found = indexes[0].get(folded(student)) or indexes[1].get(loose(student)) or \
+            by_download(table, student)
         if len(found) != 1:
             why = "nobody" if not found else f"{len(found)} people"
-            remarks.append(f"{student} was left out: {what} has {why} of that name in {', '.join(keys)}.")
+            remarks.append(f"{student} was left out: {what} has {why} of that name in "
+                           f"{', '.join(keys)}.")
             continue
         try:
             total = f"{scale(grade['total'], grade['max'], found[0]):.2f}"
         except ValueError as error:
-            remarks.append(f"{student} was left out: in {what}, {error} where the maximum grade was expected.")
+            remarks.append(f"{student} was left out: in {what}, {error} where the maximum grade "
+                           "was expected.")
             continue
         other = taken.setdefault((id(found[0]), assignment), student)
         if other == student:
             found[0][places[assignment]] = total
         else:
-            remarks.append(f"{student} was left out: {what} has one row for {student} and for {other}, whose total it got.")
+            remarks.append(f"{student} was left out: {what} has one row for {student} and for "
+                           f"{other}, whose total it got.")
 
 
 def index(table: list[dict], keys: tuple[str, ...], same) -> dict[str, list[dict]]:
     """{name: its rows} by the columns `keys`; an e-mail address also by its part before the @."""
     people: dict[str, list[dict]] = {}
     for row in table:
-        names = {same(name) for key in keys for name in (row.get(key, ""), row.get(key, "").split("@")[0])}
-        for name in names - {""}:
+        names = [name for key in keys for name in (row.get(key, ""), row.get(key, "").split("@")[0])]
+        for name in {same(name) for name in names} - {""}:
             people.setdefault(name, []).append(row)
     return people
 
 
 def by_download(table: list[dict], student: str) -> list[dict]:
-    """The rows of a student called as in the platforms' downloads: "lovelaceada_101", "Ada Lovelace_4711".
+    """The rows of a student as downloads call them: "lovelaceada_101", "Ada Lovelace_4711".
 
-    By the number, where the row's name has a word in common with the student's, or one of them has no name, so that nobody
-    gets the points of somebody else's number; else by the whole name.
+    By the number, where the row's name has a word in common with the student's, or one of them has
+    no name, so that nobody gets the points of somebody else's number; else by the whole name.
     """
     name, _, digits = student.rpartition("_")
     digits = digits.lstrip("0")
@@ -257,11 +269,12 @@ def by_download(table: list[dict], student: str) -> list[dict]:
         numbers = [re.sub(r"\D", "", loose(row.get(key, ""))).lstrip("0") for key in NUMBERS]
         words = re.findall(r"\w+", " ".join(row.get(key, "") for key in (*NAMES, "Identifier")))
         known = [bare(word) for word in words if not word.isdigit()] if name else []
-        if digits in numbers and (not known or any(word in name for word in known if len(word) > 1)):
+        agrees = not known or any(word in name for word in known if len(word) > 1)
+        if digits in numbers and agrees:
             found.append(row)
     return found or [row for row in table if name and name in {
         bare(row.get("Student", "")), bare(row.get("Full name", "")),
-        *(bare(row.get("First name", "") + row.get(last, "")) for last in ("Last name", "Surname"))}]
+        bare(row.get("First name", "") + row.get("Last name", row.get("Surname", "")))}]
 
 
 def bare(name: str) -> str:
@@ -270,13 +283,15 @@ def bare(name: str) -> str:
 
 
 def read(path: Path) -> tuple[list[str], list[dict]]:
-    """Columns and rows of a CSV file as any spreadsheet saves it. Raises ValueError, in one sentence, if it is none."""
+    """Columns and rows of a CSV file as any spreadsheet saves it; a sentence if it is none."""
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}); expected a CSV file.") from None
+        why = error.strerror
+        raise ValueError(f"{path} cannot be read ({why}); expected a CSV file.") from None
     if data.startswith((b"PK\3\4", b"\xd0\xcf\x11\xe0")):
-        raise ValueError(f"{path} is a workbook; save the table as CSV (in Excel: CSV UTF-8) and give that file.")
+        raise ValueError(f"{path} is a workbook; save the table as CSV (in Excel: CSV UTF-8) and "
+                         "give that file.")
     text = decoded(data).lstrip("\n")
     separator = max(",;\t", key=re.sub(r'"[^"]*"', "", text).split("\n")[0].count)
     if text[:4] == "sep=":  # Excel's own first line
@@ -284,7 +299,8 @@ def read(path: Path) -> tuple[list[str], list[dict]]:
     csv.field_size_limit(100_000_000)  # answers may be long
     try:
         reader = csv.DictReader(io.StringIO(text), delimiter=separator, restval="")
-        table = [{key: value or "" for key, value in row.items() if key is not None} for row in reader]
+        table = [{key: value or "" for key, value in row.items() if key is not None}
+                 for row in reader]
     except csv.Error as error:
         raise ValueError(f"{path} is no CSV file: {error}.") from None
     if not reader.fieldnames:

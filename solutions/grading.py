@@ -113,12 +113,12 @@ def blank_result(student: str, source) -> Result:
     return result
 
 
-def graded(course: Path, submitted: Path, student: str, name: str, scratch: Path, limits: Limits, forbidden: list[Path],
-           ours: list[Path] = ()) -> None:
+def graded(course: Path, submitted: Path, student: str, name: str, scratch: Path, limits: Limits,
+           forbidden: list[Path], ours: list[Path] = ()) -> None:
     """Grade one submission; writes `result.json` and `feedback.html` into `scratch`, an empty folder.
 
-    course: of `prepared`. forbidden: folders whose files are compared before and after. ours: those in them that the
-    grader itself writes to meanwhile.
+    course: of `prepared`. forbidden: folders whose files are compared before and after. ours: those
+    in them that the grader itself writes to meanwhile.
     """
     started = time.process_time()
     with open(scratch / "log.txt", "wb") as log:
@@ -132,7 +132,8 @@ def graded(course: Path, submitted: Path, student: str, name: str, scratch: Path
     except ValueError as error:
         result.notes.append(str(error))
         write_result(result, scratch)
-        (scratch / "feedback.html").write_text(f"<p>Nothing was graded: {html.escape(str(error))}</p>", encoding="utf-8")
+        why = html.escape(str(error))
+        (scratch / "feedback.html").write_text(f"<p>Nothing was graded: {why}</p>", encoding="utf-8")
         return
     own = scratch / "course"
     shutil.copytree(course, own)
@@ -153,8 +154,8 @@ def graded(course: Path, submitted: Path, student: str, name: str, scratch: Path
     quiet(autograde).start()
     result.notes += in_sentences([*CarefulExecute.notes, *told_by_guard(scratch)])
     if written := changed(before, states(forbidden, ours)):
-        result.notes.append("while it ran, files outside its folder changed, by it, by another submission or by a program "
-                            f"of yours: {', '.join(written[:5])}")
+        result.notes.append("while it ran, files outside its folder changed, by it, by another "
+                            f"submission or by a program of yours: {', '.join(written[:5])}")
     take_scores(result, own, name, notebook)
     feedback(own, name, source, scratch / "feedback.html", config)
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
@@ -223,13 +224,17 @@ def in_sentences(told: list[tuple[str, str]]) -> list[str]:
 
 
 def states(folders: list[Path], ours: list[Path] = ()) -> dict[str, tuple[int, int]]:
-    """Time and size of every file in the folders, by path, without hidden ones, which editors and systems make, and ours."""
+    """Time and size of every file in the folders, by path.
+
+    Not of those in `ours`, and of no hidden ones: editors and systems make them.
+    """
     found = {}
     for folder in folders:
         for path in folder.rglob("*"):
             with suppress(OSError):
-                if path.is_file() and not any(hidden(part) for part in path.relative_to(folder).parts) and \
-                        not any(path.is_relative_to(own) for own in ours):
+                passed = any(map(hidden, path.relative_to(folder).parts)) or \
+                    any(map(path.is_relative_to, ours))
+                if not passed and path.is_file():
                     found[str(path)] = (path.stat().st_mtime_ns, path.stat().st_size)
     return found
 

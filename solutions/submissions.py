@@ -70,7 +70,7 @@ def candidates(folder: Path, assignments: list[str], assignment: str | None,
     found: dict[tuple[str, str], list[Candidate]] = {}
     remarks, loose, others = [], [], {}
     wanted = [assignment] if assignment else assignments
-    ours = {os.path.realpath(output / name) for name in (".", "results", "feedback")} if output else ()
+    ours = [os.path.realpath(output / name) for name in (".", "results", "feedback") if output]
 
     def take(path: Path, student: str, stem: str, place: Path, upload: int = 0, name: str = ""):
         if name := name or assignment or named_in(stem, assignments):
@@ -127,7 +127,7 @@ def candidates(folder: Path, assignments: list[str], assignment: str | None,
 
 
 def entries(folder: Path, assignments: list[str]):
-    """What lies in a folder; of a download that was unpacked into a folder of its own, its parts."""
+    """What lies in a folder; of a download that was unpacked into one of its own, its parts."""
     def named(path: Path) -> bool:
         return bool(by_platform(stem_of(path), assignments)[0])
 
@@ -202,7 +202,8 @@ def chosen(notebooks: list[Candidate], name: str, student: str) -> tuple[Path | 
                       f"{len(notebooks)} notebooks, none of them called {name}.ipynb.")
     *others, last = copies or notebooks
     names = ", ".join(one.path.name for one in others)
-    return last.path, f"{last.path} counts for {student}; passed over were {names}." if names else ""
+    remark = f"{last.path} counts for {student}; passed over were {names}."
+    return last.path, remark if others else ""
 
 
 def content(path: Path) -> bytes:
@@ -354,7 +355,8 @@ def without_id(number: int, place: int, cells: list, given: list, originals) -> 
     one, in its place.
     """
     def free(at: int, cell_type: str) -> bool:
-        return at < len(cells) and cells[at].cell_type == cell_type and not grade_id(cells[at], originals)
+        return at < len(cells) and cells[at].cell_type == cell_type and \
+            not grade_id(cells[at], originals)
 
     def same(one) -> int | None:
         return next((at for at in range(place, len(cells))

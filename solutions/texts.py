@@ -4,7 +4,7 @@ import unicodedata
 from pathlib import Path
 
 MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
-         codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}  # after UTF-32, whose head it is
+         codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}  # last: UTF-32's begins so
 DROPPINGS = {"__macosx", "__pycache__", "thumbs.db", "ehthumbs.db", "desktop.ini", "lost+found",
              "@eadir", "$recycle.bin", "system volume information", "icon\r"}
 
@@ -28,7 +28,7 @@ def lines(text: str) -> str:
 
 
 def composed(name: str) -> str:
-    """The name with accents in their letters (NFC), as people type it; Macs' files have them apart."""
+    """The name with accents in its letters (NFC), as people type it; Macs' files have them apart."""
     return unicodedata.normalize("NFC", name)
 
 
