@@ -28,8 +28,9 @@ CLASS = {
                 {}, "rebound builtins.zip"),
     "sleeps": ("def blend(*a):\n    import time\n    time.sleep(1e6)", {"blend-visible": "0", "blend-hidden": "0"},
                "did not finish"),
-    "installs": ("!pip install -q torch\n%pip install torch\nfiles = !ls\n" + BLEND, {}, "has a line that starts a program"),
-    "draws": ("%%time\n%matplotlib widget\n%load_ext no_such_thing\n%cd /content/drive\n" + BLEND, {}, ""),
+    "installs": ("!pip install -q torch\n%pip install torch\nfiles = !ls\n" + BLEND, {},
+                 "has a line that starts a program"),
+    "draws": ("%%time\n%matplotlib widget\n%load_ext nothing\n%cd /content\n" + BLEND, {}, ""),
     "tells": ("import IPython\nIPython.get_ipython().events.register('pre_run_cell', lambda i: print(i.raw_cell))\n" + BLEND,
               {}, ""),
 }
@@ -80,8 +81,8 @@ def test_a_class_from_a_folder_to_a_csv_and_once_more(course):
     kept = {path: path.stat().st_mtime_ns for path in (course / "grades").rglob("*") if path.suffix in (".json", ".html")}
     assert len(kept) == 2 * (len(CLASS) + 2)
     hand = course / "hand.csv"
-    rows_by_hand = list(csv.DictReader((course / "grades" / "by_hand.csv").open(encoding="utf-8-sig")))
-    assert [row["student"] for row in rows_by_hand] == sorted(CLASS)
+    with open(course / "grades" / "by_hand.csv", encoding="utf-8-sig", newline="") as file:
+        assert [row["student"] for row in csv.DictReader(file)] == sorted(CLASS)
     hand.write_text("student;assignment;cell;points\r\nada;1_toy;why;7,0\r\n", encoding="utf-16")
     _, again = run(course, "--hand", str(hand))
     assert again["ada"]["total"] == "97" and again["ada"]["waiting"] == "0" and again["peeks"]["total"] == "90"
