@@ -13,8 +13,9 @@ from texts import composed, decoded, hidden, lines, shown
 MOST_BYTES = 20_000_000
 NOTEBOOK = re.compile(r"\.ipynb(\.txt|\.json)?$", re.IGNORECASE)  # some browsers add an ending
 COPY = re.compile(r"( ?\(\d+\)|[ _-]+(?:copy|kopie|copie|copia) ?\(?\d*\)?|-\d+)+$", re.IGNORECASE)
+# The first match counts in both: what follows is the learner's own name for the file, and may lie.
 # Moodle's folder, or its file where folders are off: Ada Lovelace_4711_assignsubmission_file_
-MOODLE = re.compile(r"(?P<student>.+_\d+)_assignsubmission_[a-z]+_?(?P<rest>.*)")
+MOODLE = re.compile(r"(?P<student>.+?_\d+)_assignsubmission_[a-z]+_?(?P<rest>.*)")
 # Canvas's content_zipper.rb: lovelaceada_LATE_101_5551_name, of a person and an upload, or
 # anon_x1Y2z_5551_name; its numbers do not begin with 0
 CANVAS = re.compile(
@@ -80,10 +81,8 @@ def candidates(folder: Path, assignments: list[str], assignment: str | None,
             remarks.append(f"{path} was passed over: its name holds none of "
                            f"{', '.join(assignments)}; say --assignment.")
 
-    for path in entries(folder, assignments):
+    for path in entries(folder, assignments, ours):
         student, rest, upload = by_platform(stem_of(path), assignments)
-        if os.path.realpath(path) in ours:
-            continue
         if NOTEBOOK.search(path.name):
             if student and not hidden(rest):
                 take(path, student, rest, path.parent, upload)
@@ -126,14 +125,17 @@ def candidates(folder: Path, assignments: list[str], assignment: str | None,
     return found, remarks
 
 
-def entries(folder: Path, assignments: list[str]):
-    """What lies in a folder; of a download that was unpacked into one of its own, its parts."""
-    def named(path: Path) -> bool:
-        return bool(by_platform(stem_of(path), assignments)[0])
+def entries(folder: Path, assignments: list[str], ours: list[str]) -> list[Path]:
+    """What lies in a folder, or in the one folder in it, if that is a download as unpacking makes it.
 
-    for path in shown(folder):
-        inside = shown(path) if path.is_dir() and not named(path) else []
-        yield from inside if any(map(named, inside)) else [path]
+    Only if it is the one: a learner's folder may hold files named as another learner's download.
+    """
+    found = [path for path in shown(folder) if os.path.realpath(path) not in ours]
+    if len(found) == 1 and not by_platform(stem_of(found[0]), assignments)[0]:
+        inside = shown(found[0]) if found[0].is_dir() else []
+        if any(by_platform(stem_of(path), assignments)[0] for path in inside):
+            return inside
+    return found
 
 
 def stem_of(path: Path) -> str:

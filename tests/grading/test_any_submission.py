@@ -145,6 +145,12 @@ def test_a_worksheet_has_blind_and_plain_numbers_and_a_maximum_that_may_be_no_nu
     assert "4711 was left out" in remarks[0] and "'-' is no number" in remarks[0]
 
 
+def test_a_learners_own_file_name_makes_nobody_else(tmp_path):
+    lay(tmp_path, "Ada_4711_assignsubmission_file_José Muñoz_4712_assignsubmission_file_x.ipynb",
+        "bo_101_5551_cy_102_9999_3_adapter.ipynb", "dee/cy_102_9999_3_adapter.ipynb")
+    assert set(who(tmp_path)) == {"Ada_4711", "bo_101", "dee"}
+
+
 def test_two_who_have_one_row_do_not_overwrite_each_other(tmp_path):
     folder = lay(tmp_path / "down", "lovelaceada_101_5551_3_adapter.ipynb", "ada.ipynb")
     text, remarks = totals(tmp_path, gradebooks.canvas, CANVAS, folder)
