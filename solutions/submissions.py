@@ -126,7 +126,7 @@ def candidates(folder: Path, assignments: list[str], assignment: str | None,
 
 
 def entries(folder: Path, assignments: list[str], ours: list[str]) -> list[Path]:
-    """What lies in a folder, or in the one folder in it, if that is a download as unpacking makes it.
+    """What lies in a folder, or in the one folder in it, if that is an unpacked download.
 
     Only if it is the one: a learner's folder may hold files named as another learner's download.
     """
