@@ -194,6 +194,8 @@ def main(
 
         python solutions/grade.py 3_adapter --assignment 3_adapter
 
+    An unpacked download of Canvas's or Moodle's needs no --assignment if its files are named after one.
+
     A submission that loops, exits, eats memory or is damaged loses the marks that depend on that; the others are graded all
     the same, and its row has a note. solutions/README.md says what the grader keeps apart and what it does not.
     """
