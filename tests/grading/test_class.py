@@ -31,6 +31,8 @@ CLASS = {
     "installs": ("!pip install -q torch\n%pip install torch\nfiles = !ls\n" + BLEND, {},
                  "has a line that starts a program"),
     "draws": ("%%time\n%matplotlib widget\n%load_ext nothing\n%cd /content\n" + BLEND, {}, ""),
+    "colab": ("from google.colab import drive\n" + BLEND, {"blend-visible": "0", "blend-hidden": "0"},
+              "the cell blend stopped: No module named 'google"),
     "tells": ("import IPython\nIPython.get_ipython().events.register('pre_run_cell', lambda i: print(i.raw_cell))\n" + BLEND,
               {}, ""),
 }
