@@ -2,7 +2,6 @@
 
     python solutions/grade.py --help
 """
-import csv
 import hashlib
 import json
 import os
@@ -10,6 +9,7 @@ import shutil
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -25,7 +25,7 @@ sys.path.append(str(Path(__file__).resolve().parent))
 import gradebooks  # noqa: E402
 import grading  # noqa: E402
 from assignments import HERE, ROOT  # noqa: E402
-from submissions import Submission, found_in  # noqa: E402
+from submissions import Submission, content, found_in  # noqa: E402
 from watching import Limits  # noqa: E402
 
 console = Console(stderr=True)
@@ -34,8 +34,12 @@ console = Console(stderr=True)
 def digest(submission: Submission, limits: Limits, source: Path) -> str:
     """Of everything that a score depends on: the submission, the assignment, the limits and the grader."""
     found = hashlib.sha256(repr(limits).encode())
-    for path in (submission.path, source, *sorted(HERE.glob("*.py"))):
-        found.update(hashlib.sha256(path.read_bytes()).digest())
+    try:
+        submitted = content(submission.path)
+    except ValueError as error:  # it gets a note and no points, and the others are graded
+        submitted = str(error).encode()
+    for data in (submitted, *(path.read_bytes() for path in (source, *sorted(HERE.glob("*.py"))))):
+        found.update(hashlib.sha256(data).digest())
     return found.hexdigest()
 
 
@@ -51,13 +55,12 @@ def grade_all(submissions: list[Submission], sources: dict[str, Path], output: P
     for submission in submissions:
         kept = place(output / "results", submission, ".json")
         mark = digest(submission, limits, sources[submission.assignment])
-        if not again and kept.exists():
-            found = grading.Result(**json.loads(kept.read_text(encoding="utf-8")))
-            if found.digest == mark and place(output / "feedback", submission, ".html").exists():
-                results.append(found)
-                if progress:
-                    progress(found)
-                continue
+        if not again and (found := kept_result(kept)) and found.digest == mark and \
+                place(output / "feedback", submission, ".html").exists():
+            results.append(found)
+            if progress:
+                progress(found)
+            continue
         todo.append((submission, mark))
     if not todo:
         return results
@@ -66,11 +69,13 @@ def grade_all(submissions: list[Submission], sources: dict[str, Path], output: P
         grading.warm_up(scratch)
         courses = prepared_courses({one.assignment: sources[one.assignment] for one, _ in todo}, scratch)
         watched = sorted({path.parent for path in sources.values()}) + ([folder] if folder else [])
+        ours = [(output / name).resolve() for name in ("results", "feedback")]  # `keep` writes there
 
         def start(submission: Submission):
             own = Path(tempfile.mkdtemp(dir=scratch))
-            return own, grading.apart(grading.graded, courses[submission.assignment][0], submission.path.resolve(),
-                                      submission.student, submission.assignment, own, limits, watched)
+            return own, grading.apart(
+                grading.graded, courses[submission.assignment][0], submission.path.absolute(),
+                submission.student, submission.assignment, own, limits, watched, ours)
 
         marks, longest = dict(todo), grading.LONGEST * limits.clock
         for submission, own, process, late in in_parallel(list(marks), start, jobs or cores(), longest):
@@ -124,6 +129,13 @@ def prepared_courses(sources: dict[str, Path], scratch: Path) -> dict[str, tuple
     return found
 
 
+def kept_result(path: Path) -> grading.Result | None:
+    """The result of an earlier run, if there is one that can be read."""
+    with suppress(OSError, ValueError, TypeError):
+        return grading.Result(**json.loads(path.read_text(encoding="utf-8")))
+    return None
+
+
 def place(folder: Path, submission: Submission, suffix: str) -> Path:
     return folder / submission.assignment / f"{submission.student}{suffix}"
 
@@ -140,7 +152,7 @@ def keep(result: grading.Result, own: Path, submission: Submission, output: Path
 
 
 def write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(".partial")  # a student's name may be as long as a file's may be
     partial.write_text(text, encoding="utf-8", newline="")
     partial.replace(path)
 
@@ -182,6 +194,8 @@ def main(
 
         python solutions/grade.py 3_adapter --assignment 3_adapter
 
+    An unpacked download of Canvas's or Moodle's needs no --assignment if its files are named after one.
+
     A submission that loops, exits, eats memory or is damaged loses the marks that depend on that; the others are graded all
     the same, and its row has a note. solutions/README.md says what the grader keeps apart and what it does not.
     """
@@ -189,7 +203,7 @@ def main(
     try:
         if assignment and assignment not in sources:
             raise ValueError(f"there is no assignment {assignment!r}; there are {', '.join(sources) or 'none'}.")
-        submissions, remarks = found_in(submitted, list(sources), assignment)
+        submissions, remarks = found_in(submitted, list(sources), assignment, output)
         points = gradebooks.hand_points(hand) if hand else {}
         for remark in remarks:
             console.print(remark, markup=False, highlight=False, soft_wrap=True)
@@ -211,7 +225,8 @@ def main(
         write(output / "grades.csv", gradebooks.as_csv(rows))
         written = [output / "grades.csv"]
         if waiting := gradebooks.by_hand(results, points):
-            write(output / "by_hand.csv", gradebooks.as_csv(waiting))
+            # without a mark Excel takes it for cp1252
+            write(output / "by_hand.csv", "\ufeff" + gradebooks.as_csv(waiting))
             written.append(output / "by_hand.csv")
         for name, roster, fill in (("canvas", canvas, gradebooks.canvas), ("moodle", moodle, gradebooks.moodle)):
             if roster:
@@ -220,7 +235,7 @@ def main(
                 written.append(output / f"{name}.csv")
                 for line in missing:
                     console.print(line, markup=False, highlight=False, soft_wrap=True)
-    except (ValueError, csv.Error) as error:
+    except ValueError as error:
         console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
     console.print(summary(rows))

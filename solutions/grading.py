@@ -4,6 +4,7 @@
 its own (`apart`), which may therefore change its environment and folder, and is killed with all that it started.
 """
 import copy
+import html
 import json
 import logging
 import multiprocessing
@@ -28,6 +29,7 @@ from nbgrader.converters.generate_feedback import GenerateFeedback
 from nbgrader.coursedir import CourseDirectory
 from nbgrader.preprocessors import Execute
 from submissions import in_order, read
+from texts import hidden
 from watching import CarefulExecute, Limits, adopt_orphans, kill_all
 
 GUARD = Path(__file__).with_name("guard.py")
@@ -111,11 +113,12 @@ def blank_result(student: str, source) -> Result:
     return result
 
 
-def graded(course: Path, submitted: Path, student: str, name: str, scratch: Path, limits: Limits, forbidden: list[Path]
-           ) -> None:
+def graded(course: Path, submitted: Path, student: str, name: str, scratch: Path, limits: Limits,
+           forbidden: list[Path], ours: list[Path] = ()) -> None:
     """Grade one submission; writes `result.json` and `feedback.html` into `scratch`, an empty folder.
 
-    course: of `prepared`. forbidden: folders whose files are compared before and after.
+    course: of `prepared`. forbidden: folders whose files are compared before and after. ours: those
+    in them that the grader itself writes to meanwhile.
     """
     started = time.process_time()
     with open(scratch / "log.txt", "wb") as log:
@@ -123,13 +126,14 @@ def graded(course: Path, submitted: Path, student: str, name: str, scratch: Path
         os.dup2(log.fileno(), 2)
     source, hand_out = notebooks(course, name)
     result = blank_result(student, source)
-    before = states(forbidden)
+    before = states(forbidden, ours)
     try:
         notebook, result.notes = in_order(read(submitted), source, hand_out)
     except ValueError as error:
         result.notes.append(str(error))
         write_result(result, scratch)
-        (scratch / "feedback.html").write_text(f"<p>Nothing was graded: {error}</p>", encoding="utf-8")
+        why = html.escape(str(error))
+        (scratch / "feedback.html").write_text(f"<p>Nothing was graded: {why}</p>", encoding="utf-8")
         return
     own = scratch / "course"
     shutil.copytree(course, own)
@@ -149,8 +153,9 @@ def graded(course: Path, submitted: Path, student: str, name: str, scratch: Path
                                          for step in autograde.autograde_preprocessors]
     quiet(autograde).start()
     result.notes += in_sentences([*CarefulExecute.notes, *told_by_guard(scratch)])
-    if written := changed(before, states(forbidden)):
-        result.notes.append(f"while it ran, files outside its folder changed: {', '.join(written[:5])}")
+    if written := changed(before, states(forbidden, ours)):
+        result.notes.append("while it ran, files outside its folder changed, by it, by another "
+                            f"submission or by a program of yours: {', '.join(written[:5])}")
     take_scores(result, own, name, notebook)
     feedback(own, name, source, scratch / "feedback.html", config)
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
@@ -218,13 +223,18 @@ def in_sentences(told: list[tuple[str, str]]) -> list[str]:
     return [f"the {'cell' if len(names) == 1 else 'cells'} {', '.join(names)} {text}" for text, names in cells.items()]
 
 
-def states(folders: list[Path]) -> dict[str, tuple[int, int]]:
-    """Time and size of every file in the folders, by path."""
+def states(folders: list[Path], ours: list[Path] = ()) -> dict[str, tuple[int, int]]:
+    """Time and size of every file in the folders, by path.
+
+    Not of those in `ours`, and of no hidden ones: editors and systems make them.
+    """
     found = {}
     for folder in folders:
         for path in folder.rglob("*"):
             with suppress(OSError):
-                if path.is_file() and "__pycache__" not in path.parts:
+                passed = any(map(hidden, path.relative_to(folder).parts)) or \
+                    any(map(path.is_relative_to, ours))
+                if not passed and path.is_file():
                     found[str(path)] = (path.stat().st_mtime_ns, path.stat().st_size)
     return found
 

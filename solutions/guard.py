@@ -32,12 +32,17 @@ def start(*, work: str, report: str, checks: dict[str, str], cells: dict[str, st
     cells and of all cells. most_characters: of printed text a cell. readable: further folders that may be read.
     """
     from IPython import get_ipython
+
+    import clip_adapter_lite
+    library = os.path.dirname(clip_adapter_lite.__file__)  # maybe another checkout's; quoted in errors
     shell = get_ipython()
     notes = Notes(report)
     watch_names(shell, notes, checks, cells)
     limit_output(shell, notes, most_characters)
+    pass_over_lines(shell, notes)
     shell.ask_exit = types.MethodType(_leave, shell)  # exit() as sys.exit(): the kernel's own way ends a later cell's run
-    refuse_files(notes, work, [*readable, *READABLE, sys.prefix, sys.base_prefix, sys.exec_prefix])
+    refuse_files(notes, work, [*readable, library, *READABLE, sys.prefix, sys.base_prefix,
+                               sys.exec_prefix])
 
 
 def _leave(shell):
@@ -55,6 +60,31 @@ class Notes:
         if (self.cell, text) not in self.seen and len(self.seen) < 30:
             self.seen.add((self.cell, text))
             os.write(self.file, (json.dumps([self.cell, text]) + "\n").encode())
+
+
+# lines that are no Python -------------------------------------------------------------------------
+
+def pass_over_lines(shell, notes: Notes) -> None:
+    """Start nothing for a shell line (`!pip install`, `%pip`, `files = !ls`), and go on below a line
+    magic that fails. Where a cell needs what such a line gives, it fails by itself.
+    """
+    from IPython.utils.text import SList
+    run = shell.run_line_magic
+
+    def pass_over(command: str, *_, **__):
+        text = str(command).strip()[:60]
+        notes(f"has a line that starts a program, which was passed over: {text}")
+        print(f"The grader starts no programs and passed over: {command}")
+        return SList()
+
+    def run_line_magic(name: str, line: str, _stack_depth: int = 1):
+        try:
+            return run(name, line, _stack_depth + 1)
+        except Exception as error:  # not there, or without what it needs, such as a widget
+            print(f"The grader passed over %{name}: {error}")
+
+    shell.system = shell.system_raw = shell.system_piped = shell.getoutput = pass_over
+    shell.run_line_magic = run_line_magic
 
 
 # names -----------------------------------------------------------------------------------------------------------------

@@ -194,6 +194,8 @@ class CarefulExecute(Execute):
                 output.traceback = [line[:20_000] for line in output.traceback]
                 if output.ename == "SystemExit":
                     self.notes.append((name_of(cell, place), "tried to end Python (SystemExit)"))
+                elif output.ename == "ModuleNotFoundError":  # honest work from Colab or Kaggle, mostly
+                    self.notes.append((name_of(cell, place), f"stopped: {output.evalue[:80]}"))
                 elif output.ename == "MemoryError" or "allocate memory" in output.evalue:
                     self.notes.append((name_of(cell, place), "ran out of memory"))
             if cell.metadata.get("nbgrader", {}).get("grade"):

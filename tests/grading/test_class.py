@@ -28,6 +28,11 @@ CLASS = {
                 {}, "rebound builtins.zip"),
     "sleeps": ("def blend(*a):\n    import time\n    time.sleep(1e6)", {"blend-visible": "0", "blend-hidden": "0"},
                "did not finish"),
+    "installs": ("!pip install -q torch\n%pip install torch\nfiles = !ls\n" + BLEND, {},
+                 "has a line that starts a program"),
+    "draws": ("%%time\n%matplotlib widget\n%load_ext nothing\n%cd /content\n" + BLEND, {}, ""),
+    "colab": ("from google.colab import drive\n" + BLEND, {"blend-visible": "0", "blend-hidden": "0"},
+              "the cell blend stopped: No module named 'google"),
     "tells": ("import IPython\nIPython.get_ipython().events.register('pre_run_cell', lambda i: print(i.raw_cell))\n" + BLEND,
               {}, ""),
 }
@@ -50,6 +55,8 @@ def course(tmp_path_factory):
     path = root / "submitted" / "zed" / "1_toy" / "1_toy.ipynb"
     path.parent.mkdir(parents=True)
     path.write_text("my dog ate it", encoding="utf-8")
+    (root / "submitted" / "yan" / "1_toy").mkdir(parents=True)
+    (root / "submitted" / "yan" / "1_toy" / "1_toy.ipynb").symlink_to("/gone/1_toy.ipynb")
     return root
 
 
@@ -65,17 +72,20 @@ def run(course, *options):
 @pytest.mark.grader
 def test_a_class_from_a_folder_to_a_csv_and_once_more(course):
     _, rows = run(course)
-    assert set(rows) == {*CLASS, "zed"}
+    assert set(rows) == {*CLASS, "yan", "zed"}
     for name, (_, lost, note) in CLASS.items():
         assert {cell: rows[name][cell] for cell in FULL} == FULL | lost, name
         assert note in rows[name]["note"], name
         assert rows[name]["waiting"] == "10" and "'why' waits for a hand" in rows[name]["note"]
     assert rows["zed"]["total"] == "0" and rows["zed"]["max"] == "100" and "not a notebook" in rows["zed"]["note"]
+    assert rows["yan"]["total"] == "0" and "a link to a file that is gone" in rows["yan"]["note"]
 
     kept = {path: path.stat().st_mtime_ns for path in (course / "grades").rglob("*") if path.suffix in (".json", ".html")}
-    assert len(kept) == 2 * (len(CLASS) + 1)
+    assert len(kept) == 2 * (len(CLASS) + 2)
     hand = course / "hand.csv"
-    hand.write_text("student,assignment,cell,points\nada,1_toy,why,7\n", encoding="utf-8")
+    with open(course / "grades" / "by_hand.csv", encoding="utf-8-sig", newline="") as file:
+        assert [row["student"] for row in csv.DictReader(file)] == sorted(CLASS)
+    hand.write_text("student;assignment;cell;points\r\nada;1_toy;why;7,0\r\n", encoding="utf-16")
     _, again = run(course, "--hand", str(hand))
     assert again["ada"]["total"] == "97" and again["ada"]["waiting"] == "0" and again["peeks"]["total"] == "90"
     assert {path: path.stat().st_mtime_ns for path in kept} == kept  # nothing was graded twice
