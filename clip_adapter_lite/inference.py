@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .backbones import Backbone
+from .backbones import Backbone, agree
 from .encoding import STYLES, encode, preprocessing
 from .errors import one_line
 from .files import tensor_hash, write_tensors
@@ -92,7 +92,7 @@ def predict(classifier: Classifier, backbone: Backbone, images,
     here = {"backbone": backbone.name, "weights_tag": backbone.tag,
             "preprocessing": preprocessing(backbone, style)}
     for what, value in here.items():
-        if fitted.get(what) and fitted[what] != value:
+        if fitted.get(what) and not agree(fitted[what], value):
             raise ValueError("This classifier was fitted on features with "
                              f"{what.replace('_', ' ')} {fitted[what]!r} but the backbone given "
                              f"has {value!r}; load the one it was fitted on.")

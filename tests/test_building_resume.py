@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from clip_adapter_lite import BankError, FeatureBank, building, load_backbone
+from clip_adapter_lite.backbones import _checkpoint
 from clip_adapter_lite.banks import build_bank
 from clip_adapter_lite.datasets import ImageDataset, load_dataset
 from clip_adapter_lite.shards import Shards
@@ -141,6 +142,20 @@ def test_a_damaged_shard_is_made_again(dataset, out, damage):
     tower = Tower()
     assert build(dataset, out, tower).hash == whole.hash
     assert tower.seen == 4 + 2 + 5 or tower.seen == 4 + 5  # the damaged one, and what was not finished
+
+
+def test_a_picture_that_was_replaced_under_its_name_is_read_again(dataset, out):
+    with pytest.raises(KeyboardInterrupt):
+        build(dataset, out, Tower(at=5, strike=stop))
+    path = dataset.splits["train"][1][0]
+    about = path.stat()
+    pixels = np.asarray(Image.open(path)).copy()
+    pixels[..., 0] ^= 1
+    Image.fromarray(pixels).save(path)
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+    tower = Tower()
+    assert build(dataset, out, tower).hash == build(dataset).hash
+    assert tower.seen < sum(SPLIT_SIZES.values())  # the other shards are kept
 
 
 def test_features_that_are_no_numbers_are_not_gone_on_with(dataset, out, expect_refused):
@@ -277,13 +292,20 @@ def test_the_seed_matters_only_where_views_are_drawn(dataset, out, expect_refuse
 
 
 def test_a_checkpoint_that_was_trained_on_is_another_job(dataset, out, tmp_path, expect_refused):
+    def tag():
+        return _checkpoint("fake", str(checkpoint), [])[1]
     checkpoint = tmp_path / "weights.pt"
     checkpoint.write_bytes(b"one")
     with pytest.raises(KeyboardInterrupt):
-        build(dataset, out, Tower(at=4, strike=stop, tag=str(checkpoint)))
+        build(dataset, out, Tower(at=4, strike=stop, tag=tag()))
     checkpoint.write_bytes(b"two")
     with expect_refused("(another weights)"):
-        build(dataset, out, Tower(tag=str(checkpoint)))
+        build(dataset, out, Tower(tag=tag()))
+    (tmp_path / "moved.pt").write_bytes(b"one")
+    checkpoint = tmp_path / "moved.pt"
+    tower = Tower(tag=tag())
+    build(dataset, out, tower)
+    assert tower.seen < sum(SPLIT_SIZES.values())
 
 
 def test_other_templates_need_no_picture_again(dataset, out):
@@ -309,10 +331,32 @@ def test_pictures_in_memory_are_told_apart_by_their_pixels(dataset, out, expect_
 def test_leftovers_without_a_shard_are_no_obstacle(dataset, out):
     folder = out.with_name(f"{out.name}.parts")
     folder.mkdir(parents=True)
-    (folder / "job.json").write_text("{\"views\": ")
+    (folder / "job.json.77.partial").write_text("{\"views\": ")
     (folder / "train-00000000.safetensors.77.partial").write_bytes(b"half")
     assert build(dataset, out).hash == build(dataset).hash
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("name, text", [("notes.txt", "mine"), ("job.json", "{\"views\": 1}"), ("job.json", "mine"),
+                                        ("train-00000000.safetensors", "mine")])
+def test_a_folder_that_no_build_made_is_refused_and_kept(dataset, out, expect_refused, name, text):
+    folder = out.with_name(f"{out.name}.parts")
+    folder.mkdir(parents=True)
+    (folder / name).write_text(text)
+    tower = Tower()
+    with expect_refused(f"{folder}, where finished shards go, holds '{name}', which no build put there"):
+        build(dataset, out, tower)
+    assert tower.seen == 0 and (folder / name).read_text() == text and not out.exists()
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_what_somebody_put_beside_the_shards_stays(dataset, out, force):
+    with pytest.raises(KeyboardInterrupt):
+        build(dataset, out, Tower(at=4, strike=stop))
+    folder = out.with_name(f"{out.name}.parts")
+    (folder / "notes.txt").write_text("mine")
+    build(dataset, out, force=force, batch=5 if force else 4)
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"] and (folder / "notes.txt").read_text() == "mine"
 
 
 def test_a_bank_that_is_there_is_kept_unless_forced(dataset, out, expect_refused):

@@ -23,7 +23,7 @@ OPTIONS = {
     "compare": ["--banks", "--methods", "--shots", "--seeds", "--backbone", "--out", "--resume", "--jobs",
                 "--engine", "--address", "--allow-fewer"],
     "fit": ["--bank", "--out", "--method", "--shots", "--seed", "--backbone", "--allow-fewer"],
-    "predict": ["--classes", "--classifier", "--template", "--top", "--backbone"]}
+    "predict": ["--classes", "--classifier", "--template", "--top", "--backbone", "--tag"]}
 BANKS = ("caltech101", "cifar10", "dtd10", "fashion-mnist", "grocery", "gtsrb", "pacs-art", "pacs-cartoon", "pacs-photo",
          "pacs-sketch", "rsscn7", "sun18")
 

@@ -60,6 +60,9 @@ def predict(
     top: Annotated[int, typer.Option(help="How many classes to show.")] = 5,
     backbone: Annotated[str, typer.Option(help="Which CLIP, with --classes: pocket, or an "
                                                "open_clip name.")] = "pocket",
+    tag: Annotated[str | None, typer.Option(help="The backbone's weights: open_clip's tag, or a "
+                                                 "checkpoint's path; with --classifier, where "
+                                                 "the checkpoint lies now.")] = None,
 ):
     """Name what is in pictures, zero-shot from class names or with a fitted classifier.
 
@@ -75,9 +78,9 @@ def predict(
         raise FileNotFoundError(f"No such picture: {', '.join(absent[:5])}; check the path.")
     if classifier:
         fitted = load_classifier(classifier)
-        model = load_backbone(fitted.origin["backbone"], fitted.origin["weights_tag"] or None)
+        model = load_backbone(fitted.origin["backbone"], tag or fitted.origin["weights_tag"] or None)
     else:
-        model = load_backbone(backbone)
+        model = load_backbone(backbone, tag)
         wanted = tuple(names_listed(classes))
         if not wanted:
             raise ValueError(f"--classes '{classes}' holds no name; write for example --classes "
