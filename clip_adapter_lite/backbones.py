@@ -263,10 +263,11 @@ def _open_clip(name: str, tag: str | None, precision: str):
         return open_clip.create_model(name, pretrained=weights, precision=precision,
                                       weights_only=True), name, tag
     except Exception as error:  # open_clip wraps network failures in several types
-        raise RuntimeError(f"The weights '{tag}' of {name} could not be loaded "
-                           f"({one_line(error)}); they are downloaded once, so connect to the "
-                           "network for that, or use backbone 'pocket', which works offline."
-                           ) from error
+        do = ("they are downloaded once, so connect to the network for that, or use backbone "
+              "'pocket', which works offline") if weights == tag else (
+              "give a whole checkpoint of that architecture")
+        raise RuntimeError(f"The weights '{weights}' of {name} could not be loaded "
+                           f"({one_line(error)[:300]}); {do}.") from error
     finally:
         logging.disable(before)
 

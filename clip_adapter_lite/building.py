@@ -173,7 +173,10 @@ def _job(dataset: ImageDataset, encoder: Encoder, batch: int) -> dict:
             if not isinstance(item, (str, os.PathLike)):
                 item = _identity(item)
             digest.update(f"{name} {label} {item}\n".encode(errors="surrogateescape"))
-    return {"pictures": digest.hexdigest(), "backbone": backbone.name, "weights": weights_of(backbone.tag),
+    weights = weights_of(backbone.tag)
+    if Path(weights).is_file():  # the tag of a backbone that somebody made by hand
+        weights = file_hash(Path(weights))
+    return {"pictures": digest.hexdigest(), "backbone": backbone.name, "weights": weights,
             "preprocessing": preprocessing(backbone, encoder.style), "views": encoder.views,
             "plain": encoder.plain,
             "seed": encoder.seed if encoder.views > 1 else None, "batch": batch,

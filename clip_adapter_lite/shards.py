@@ -29,7 +29,8 @@ class Shards:
         about = folder / "job.json"
         before = self._job(about)
         if before != job:
-            foreign = [path.name for path in self._files() if not LEFT.fullmatch(path.name)]
+            foreign = [path.name for path in self._files() if not LEFT.fullmatch(path.name)
+                       and not (path == about and self._half(path))]
             if foreign and not before and not force:
                 raise BankError(f"{folder}, where finished shards go, holds '{foreign[0]}', which no "
                                 "build put there; give another --out (out=…), or move that folder "
@@ -59,6 +60,16 @@ class Shards:
         except (OSError, ValueError, TypeError):
             return {}
         return found if found.keys() >= {"pictures", "backbone", "weights"} else {}
+
+    @staticmethod
+    def _half(about: Path) -> bool:
+        """Whether a job.json was cut off in the writing, as older versions could."""
+        text = about.read_bytes()
+        try:
+            json.loads(text)
+        except ValueError:
+            return text[:1] in (b"", b"{")
+        return False
 
     @property
     def finished(self) -> int:

@@ -94,7 +94,7 @@ def pull(source: str | Path, *, name: str | None = None, sha256: str | None = No
             bank = FeatureBank.load(partial)
         except BankError as error:
             raise BankError(str(error).replace(str(partial), url)) from error
-        place = cache_place(name, bank.backbone)
+        place = cache_place(name, bank.backbone, "give another name with --name (name=…)")
         if place.exists() and not force and file_hash(place) != found:
             raise BankError(f"{place} is there already and is another bank; pull under another "
                             "--name (name=…), or replace it with --force (force=True).")

@@ -92,7 +92,8 @@ def build(
     loaded = load_dataset(dataset, root, download=download, allow_missing=allow_missing, seed=seed)
     caps = {name: most for name, most in (("train", cap_train), ("val", cap_val)) if most}
     loaded = loaded.cap(**caps) if caps else loaded
-    called, out = loaded.name if out is None else out, out or cache_place(loaded.name, backbone)
+    called, out = loaded.name if out is None else out, out or cache_place(
+        loaded.name, backbone, "give the bank's file with --out")
     try:
         bank = build_bank(loaded, backbone, tag=tag, out=out, force=force, views=views,
                           preprocess=preprocess, templates=template, normalize_each=not raw_average,
