@@ -2,7 +2,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,6 @@ from .devices import best_device, tower_precision
 from .errors import one_line
 from .files import file_hash, located
 from .naming import prompts
-
 
 CONTENT = "#sha256="  # in a checkpoint's tag, between its path and the hash of what it held
 

@@ -16,6 +16,7 @@ from .backbones import Backbone, classifier_weights, weights_of
 from .datasets import ImageDataset
 from .encoding import STYLES, Encoder, encode, encoded, open_image, preprocessing
 from .files import file_hash, versions
+from .naming import showable
 from .progress import bar
 from .shards import Shards
 from .splits import SPLITS, Split
@@ -193,7 +194,7 @@ def _progress(name: str, parts: Sequence[_Part], shown: bool):
     done = total - sum(len(rows) * part.encoder.views for part in parts for rows in part.todo)
     start = time.monotonic()
     with bar(MofNCompleteColumn(), "{task.fields[rate]}", shown=shown) as progress:
-        task = progress.add_task(name, total=total, completed=done, rate="")
+        task = progress.add_task(showable(name), total=total, completed=done, rate="")
 
         def advance(many: int) -> None:
             progress.advance(task, many)

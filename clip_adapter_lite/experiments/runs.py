@@ -13,6 +13,7 @@ from ..devices import threads
 from ..errors import BankError
 from ..files import versions, whole
 from ..methods import Method, method_named
+from ..naming import showable
 from ..progress import bar
 from ..values import shown, whole_number
 from .engines import finished
@@ -216,7 +217,7 @@ def execute(runs: Sequence[Run], results: Results | None = None, *, progress: bo
             rows[key] = row
             if results:
                 results.add(key, row, details)
-            display.update(task, advance=1, description=f"{key[0]} · shots {key[3]}")
+            display.update(task, advance=1, description=showable(f"{key[0]} · shots {key[3]}"))
     if results:
         results.finish(runs)
     # a row that was read back from a file holds text
