@@ -183,8 +183,8 @@ class FeatureBank:
             raise ValueError(f"{', '.join(options)} {'is' if len(options) == 1 else 'are'} for "
                              "building a bank; add build=True.")
         if path.suffix != ".safetensors":
-            path = next((p for p in _places(str(name), backbone) if p.exists()), path)
-        if path.is_file():
+            path = next((p for p in _places(str(name), backbone) if os.path.exists(p)), path)
+        if os.path.isfile(path):
             return cls._read(path)
         if build and path.suffix != ".safetensors":
             place = cache_place(str(name), backbone, "build it with build_bank(out=FILE)")
@@ -298,7 +298,7 @@ def cache_place(name: str, backbone: str, otherwise: str = "give another name") 
         if what in ("", ".", "..") or any(sign in what for sign in "/\\\0"):
             raise BankError(f"{shown(what)} cannot be part of a file's name, as a bank's name and "
                             f"backbone must; {otherwise}.")
-    if any(p.exists() for p in bundled):
+    if any(os.path.exists(p) for p in bundled):
         raise BankError(f"'{name}' is the name of a bundled bank, which comes first for backbone "
                         f"'{backbone}'; {otherwise}.")
     return place

@@ -20,6 +20,8 @@ def cache_folder() -> Path:
 
 def located(path: str | Path) -> Path:
     """The path with ~ and ~user as home folders; a name that only begins with ~ stays as it is."""
+    if "\0" in str(path):
+        raise ValueError(f"{str(path)!r} is no path, as it holds a NUL; give another.")
     return Path(os.path.expanduser(path))
 
 

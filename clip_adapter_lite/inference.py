@@ -46,7 +46,7 @@ def load_classifier(path: str | Path) -> Classifier:
     """
     from safetensors import safe_open
     path = located(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise FileNotFoundError(f"There is no classifier file {path}; make one with "
                                 "`clip-adapter-lite fit --bank NAME --out "
                                 f"{quote(str(path))}`.")

@@ -20,7 +20,7 @@ def main() -> None:
     except BrokenPipeError:  # `… | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
-    except (ValueError, OSError, RuntimeError, ArithmeticError, ImportError) as error:
+    except (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, ImportError) as error:
         Console(stderr=True).print(f"[red]Error:[/red] {escape(str(error))}", highlight=False,
                                    soft_wrap=True)
         raise SystemExit(2) from None

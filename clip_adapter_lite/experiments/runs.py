@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ..banks import FeatureBank
 from ..devices import threads
-from ..errors import BankError
-from ..files import versions, whole
+from ..errors import BankError, one_line
+from ..files import begins, located, may_write, unwritten, versions, whole
 from ..methods import Method, method_named
 from ..naming import showable
 from ..progress import bar
@@ -97,7 +97,7 @@ def cells(banks, shots, seeds) -> tuple[list[FeatureBank], list[int], list[int]]
 
 def checked(runs: list[Run]) -> list[Run]:
     """The runs themselves, unless there are none, one is there twice, or a bank has too few shots
-    for one.
+    for one or no images to judge it on.
     """
     if not runs:
         raise ValueError("Nothing to run: give at least one bank, method, number of shots and seed.")
@@ -108,6 +108,9 @@ def checked(runs: list[Run]) -> list[Run]:
                              "and seed once.")
         seen.add(run.key)
     for run in runs:
+        if not len(run.bank.splits["test"]):
+            raise BankError(f"{run.bank.dataset} has no test images, so nothing fitted to it could "
+                            "be judged; leave that bank out, or build it with some.")
         if not run.allow_fewer or run.shots < 1:
             run.bank.check_shots(run.shots)
     return runs
@@ -116,16 +119,36 @@ def checked(runs: list[Run]) -> list[Run]:
 def read_rows(path: Path, columns: Sequence[str] = COLUMNS) -> dict[tuple, dict]:
     """The finished rows of a results CSV by key; a last line that was cut off in the writing is
     dropped.
+
+    Raises ValueError, naming the file, for one of something else.
     """
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets put a mark there
+    except UnicodeDecodeError:
+        text = ""
     if text.split("\n", 1)[0].strip() != ",".join(columns):
         raise ValueError(f"{path} is not a file of results, whose first line is "
-                         f"{','.join(columns)}; give another --out.")
+                         f"{','.join(columns)}; give another --out (out=…).")
     rows = {}
-    for row in csv.DictReader(text[:text.rfind("\n") + 1].splitlines()):
-        row["shots"], row["seed"] = int(row["shots"]), int(row["seed"])
+    for number, row in enumerate(csv.DictReader(text[:text.rfind("\n") + 1].splitlines()), 2):
+        try:
+            row["shots"], row["seed"] = int(row["shots"]), int(row["seed"])
+            float(row["accuracy"])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: row {number} is not one of results ({one_line(error)}); mend "
+                             "or delete that line, or give another --out (out=…).") from error
         rows[tuple(row[k] for k in KEY)] = row
     return rows
+
+
+def about_results(path: Path) -> dict:
+    """What the JSON beside a results CSV says; {} if there is none, or one of something else."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError):
+        return {}
+    known = isinstance(found, dict) and found.keys() >= {"banks", "methods", "details"}
+    return found if known else {}
 
 
 def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping]) -> None:
@@ -142,11 +165,11 @@ class Results:
 
     Opening an existing file with resume=True keeps its finished rows (a half-written last line is
     dropped) and raises ValueError if it belongs to other banks or settings; without, the old file
-    is kept as NAME.previous.csv.
+    is kept as NAME.previous.csv. Raises OSError if one of these files is no study's.
     """
 
     def __init__(self, path: Path, runs: Sequence[Run], resume: bool, columns: Sequence[str] = COLUMNS):
-        path = path.expanduser()
+        path = located(path)
         # the table's companions have these names
         if path.is_dir() or path.suffix.lower() in (".json", ".png"):
             raise ValueError(f"{path} cannot be the results' table, beside which a .json and a "
@@ -159,23 +182,24 @@ class Results:
                         "accuracy on the whole test split, used once",
             "versions": versions(), "details": {}}
         self.rows: dict[tuple, dict] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
+        previous = path.with_suffix(".previous.csv")
+        for table in [] if resume else [path, previous]:  # `read_rows` says what else it is
+            may_write(table, lambda there: begins(there, ",".join(COLUMNS)), "table of results")
+        may_write(self.about_path, lambda there: bool(about_results(there)), "description of results")
         if path.exists() and resume:
             self._resume()
         elif path.exists():
-            path.replace(path.with_suffix(".previous.csv"))
+            path.replace(previous)
         self._rewrite(self.rows.values())
 
     def _resume(self) -> None:
-        before = {}
-        if self.about_path.exists():
-            before = json.loads(self.about_path.read_text(encoding="utf-8"))
+        before = about_results(self.about_path)
         for what in ("banks", "methods"):
             for name, value in self.about[what].items():
                 if before.get(what, {}).get(name, value) != value:
                     raise ValueError(f"{self.path} was computed with another '{name}' than "
                                      "today's, so its rows cannot be mixed with new ones; leave "
-                                     "out --resume, or give another --out.")
+                                     "out --resume (resume=True), or give another --out (out=…).")
             self.about[what] = before.get(what, {}) | self.about[what]
         self.about["details"] = before.get("details", {})
         self.rows = read_rows(self.path, self.columns)
@@ -185,10 +209,13 @@ class Results:
         self.rows[key] = row
         told = {k: v for k, v in details.items() if k != "scores"}
         self.about["details"][" / ".join(map(str, key))] = told
-        with self.path.open("a", encoding="utf-8", newline="") as file:
-            csv.DictWriter(file, self.columns).writerow(row)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self.path.open("a", encoding="utf-8", newline="") as file:
+                csv.DictWriter(file, self.columns).writerow(row)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise unwritten(self.path, error, "go on with --resume (resume=True)") from error
 
     def finish(self, runs: Sequence[Run]) -> None:
         """Put the rows in the order of the plan (rows of earlier studies in the file go first)."""
