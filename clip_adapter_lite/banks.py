@@ -22,7 +22,7 @@ from .building import build
 from .datasets import ImageDataset
 from .episodes import TEXT, Episode, check_text
 from .errors import BankError, one_line
-from .files import BUNDLED, cache_folder, located, may_write, tensor_hash, write_tensors
+from .files import BUNDLED, cache_folder, located, may_write, parsed, tensor_hash, write_tensors
 from .splits import SPLITS, Split, drawn
 from .values import as_json, as_scale, as_tensor, shown, whole_number
 
@@ -199,7 +199,7 @@ class FeatureBank:
         changed = ""
         try:
             with safe_open(path, "pt") as file:
-                about = json.loads((file.metadata() or {})["bank"])
+                about = parsed((file.metadata() or {})["bank"])
                 tensors = {key: file.get_tensor(key) for key in file.keys()}
             keys = {k: about.pop(k) for k in NAMED}
             recorded = keys.pop("hash")

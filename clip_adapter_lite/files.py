@@ -1,5 +1,6 @@
 """Files and folders: written whole or not at all, known by their hash."""
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -48,6 +49,16 @@ def begins(path: Path, text: str) -> bool:
     """Whether a file's first characters are `text`, after the mark that spreadsheets put there."""
     with path.open("rb") as file:
         return file.read(len(text.encode()) + 3).removeprefix(b"\xef\xbb\xbf").startswith(text.encode())
+
+
+def parsed(text: str | bytes):
+    """What JSON says, after the mark that some editors put there. Raises ValueError for what is no
+    JSON.
+    """
+    try:
+        return json.loads(text.removeprefix("\ufeff") if isinstance(text, str) else text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
 
 
 def unwritten(path: Path, error: Exception, do: str = "try again") -> OSError:

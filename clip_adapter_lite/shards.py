@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from .errors import BankError, one_line
-from .files import tensor_hash, whole, write_tensors
+from .files import parsed, tensor_hash, whole, write_tensors
 
 # what a build puts into its folder, and may leave there without a job.json; all else is somebody's
 LEFT = re.compile(r"(job\.json|\w+-\d{8}\.safetensors)\.\d+\.partial")
@@ -56,7 +56,7 @@ class Shards:
     def _job(about: Path) -> dict:
         """The job of a build's folder; {} where there is none."""
         try:
-            found = dict(json.loads(about.read_text(encoding="utf-8")))
+            found = dict(parsed(about.read_bytes()))
         except (OSError, ValueError, TypeError):
             return {}
         return found if found.keys() >= {"pictures", "backbone", "weights"} else {}
@@ -66,7 +66,7 @@ class Shards:
         """Whether a job.json was cut off in the writing, as older versions could."""
         text = about.read_bytes()
         try:
-            json.loads(text)
+            parsed(text)
         except ValueError:
             return text[:1] in (b"", b"{")
         return False

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..banks import FeatureBank
 from ..devices import threads
 from ..errors import BankError, one_line
-from ..files import begins, located, may_write, unwritten, versions, whole
+from ..files import begins, located, may_write, parsed, unwritten, versions, whole
 from ..methods import Method, method_named
 from ..naming import showable
 from ..progress import bar
@@ -144,7 +144,7 @@ def read_rows(path: Path, columns: Sequence[str] = COLUMNS) -> dict[tuple, dict]
 def about_results(path: Path) -> dict:
     """What the JSON beside a results CSV says; {} if there is none, or one of something else."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))
+        found = parsed(path.read_bytes())
     except (OSError, ValueError):
         return {}
     known = isinstance(found, dict) and found.keys() >= {"banks", "methods", "details"}

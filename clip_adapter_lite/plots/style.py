@@ -85,7 +85,10 @@ def save(figure: matplotlib.figure.Figure, path: str | Path) -> Path:
 
 def may_save(path: str | Path) -> None:
     """Raise OSError, one sentence, if a PNG lies at `path` that `save` did not write."""
-    may_write(path, lambda there: MARK.encode() in there.read_bytes()[:4096], "picture")
+    def ours(there: Path) -> bool:
+        start = there.read_bytes()[:4096]
+        return start.startswith(b"\x89PNG") and MARK.encode() in start
+    may_write(path, ours, "picture")
 
 
 def colours_of(names: Iterable[str]) -> dict:
