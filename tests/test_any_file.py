@@ -129,7 +129,8 @@ WRITERS = {
                 {"results", "results of a spreadsheet", "results cut off", "results and words", "results and less"}),
     "compare beside": (lambda path: cal.compare([bank()], ["zero-shot"], [1], [1], out=path.with_suffix(".csv")), ".json",
                        {"about"}),
-    "sweep": (lambda path: cal.sweep([bank()], grid={"alpha": [0.2], "steps": [1]}, shots=[1], seeds=[1], out=path), "",
+    "sweep": (lambda path: cal.sweep([bank()], grid={"alpha": [0.2], "steps": [1]}, shots=[1], seeds=[1], jobs=1,
+                                       out=path), "",
               {"results", "results of a spreadsheet", "results cut off", "results and words", "results and less"}),
     "push": (lambda path: cal.push(bank(), path), ".safetensors", set()),  # without a .sha256 any bank is another
     "build": (lambda path: cal.build_bank("folder", root=path.parent, out=path), "", set())}
