@@ -11,7 +11,7 @@ from torch.nn.functional import linear, normalize, scaled_dot_product_attention
 from . import pocket
 from .devices import best_device, tower_precision
 from .errors import one_line
-from .files import file_hash, located
+from .files import file_hash, located, tensor_hash
 from .naming import prompts
 
 CONTENT = "#sha256="  # in a checkpoint's tag, between its path and the hash of what it held
@@ -213,6 +213,7 @@ def _checkpoint(name: str, tag: str, tags: list[str]) -> tuple[str, str]:
 
     Training goes on and writes another file of the same name, so a path alone tells no weights.
     """
+    import open_clip
     place, _, wanted = tag.rpartition(CONTENT) if CONTENT in tag else (tag, "", "")
     path = located(place)
     if not path.is_file():
@@ -222,9 +223,12 @@ def _checkpoint(name: str, tag: str, tags: list[str]) -> tuple[str, str]:
                              "bank again.")
         raise ValueError(f"{name} has no weights '{tag}'; open_clip knows "
                          f"{', '.join(tags) or 'none'}, or give the path of a checkpoint.")
-    found = file_hash(path)
+    try:  # by its tensors: torch writes the file's name into the file
+        found = tensor_hash(open_clip.load_state_dict(str(path), weights_only=True))
+    except Exception:  # what cannot be loaded is told of by who loads it
+        found = file_hash(path)
     if wanted not in ("", found):
-        raise ValueError(f"{name}: the checkpoint {path} has the SHA-256 {found[:12]}… where "
+        raise ValueError(f"{name}: the checkpoint {path} holds weights of SHA-256 {found[:12]}… where "
                          f"{wanted[:12]}… was expected, so it was changed since; put back what "
                          "it was, or build the bank again.")
     return str(path), f"{path.resolve()}{CONTENT}{found}"

@@ -61,8 +61,8 @@ def push(bank: FeatureBank | str | Path, dest: str | Path, *, backbone: str = "p
                           "that the repository or bucket exists, and that you may write there "
                           "(Hugging Face: `hf auth login`).") from error
     if there and not force and _recorded(url) != digest:
-        raise BankError(f"{url} is there already and is another bank; push under another name, or "
-                        "replace it with --force (force=True).")
+        raise BankError(f"{url} is there already and is another bank; push to another address, which "
+                        "may end in a name of its own, or replace it with --force (force=True).")
     return url, digest
 
 

@@ -56,7 +56,8 @@ def test_a_command_that_is_named_has_the_options_that_it_is_given():
 
 
 def test_a_command_to_give_has_all_that_it_needs():
-    wrong = [(text, parameter.opts[0]) for text in TEXTS for command, rest in re.findall(r"`clip-adapter-lite (\w+)( [^`]*)`", text)
+    wrong = [(text, parameter.opts[0]) for text in TEXTS
+             for command, rest in re.findall(r"`clip-adapter-lite (\w+)( [^`]*)`", text)
              for parameter in COMMANDS.get(command, ()) if parameter.required and parameter.opts[0] not in rest]
     assert not wrong
 
