@@ -224,7 +224,7 @@ def _checkpoint(name: str, tag: str, tags: list[str]) -> tuple[str, str]:
         raise ValueError(f"{name} has no weights '{tag}'; open_clip knows "
                          f"{', '.join(tags) or 'none'}, or give the path of a checkpoint.")
     try:  # by its tensors: torch writes the file's name into the file
-        found = tensor_hash(open_clip.load_state_dict(str(path), weights_only=True))
+        found = tensor_hash(open_clip.factory.load_state_dict(str(path), weights_only=True))
     except Exception:  # what cannot be loaded is told of by who loads it
         found = file_hash(path)
     if wanted not in ("", found):
