@@ -191,7 +191,7 @@ class FeatureBank:
             return build_bank(str(name), backbone, out=place, **options)
         raise FileNotFoundError(f"No bank '{name}' for backbone '{backbone}' (there: "
                                 f"{', '.join(list_banks(backbone)) or 'none'}); "
-                                f"{_how_to_get(path, backbone)}.")
+                                f"{_how_to_get(str(name), backbone)}.")
 
     @classmethod
     def _read(cls, path: Path) -> "FeatureBank":
@@ -304,15 +304,15 @@ def cache_place(name: str, backbone: str, otherwise: str = "give another name") 
     return place
 
 
-def _how_to_get(path: Path, backbone: str) -> str:
+def _how_to_get(given: str, backbone: str) -> str:
     """What to do about a bank that is not there, as the end of a sentence."""
-    named, name = path.suffix != ".safetensors", path.stem
+    named, name = not given.endswith(".safetensors"), Path(given).name.removesuffix(".safetensors")
     build = f"`clip-adapter-lite build --backbone {quote(backbone)}"
     pull = f"`clip-adapter-lite pull SOURCE --name {quote(name)}`"
     if named and name in datasets.names():
         return (f"build it with {build} --dataset {name} --root DIR`, where DIR is the folder that "
                 f"holds the datasets (--download fetches what can be), or fetch it with {pull}")
-    place = quote(str(_places(name, backbone)[-1] if named else path))
+    place = quote(str(_places(name, backbone)[-1]) if named else given)
     return (f"give another name, the path of a .safetensors bank, fetch one with {pull}, or build "
             f"one of your own pictures with {build} --dataset folder --root DIR --out {place}`")
 

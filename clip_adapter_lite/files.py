@@ -36,7 +36,10 @@ def may_write(path: str | Path, ours: Callable[[Path], bool] = lambda path: True
     path = located(path)
     try:
         size = path.stat().st_size
-    except OSError:  # nothing is there, or the writing will say what is wrong
+    except OSError:  # nothing is there
+        above = next(folder for folder in path.absolute().parents if os.path.exists(folder))
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            raise unwritten(path, OSError(f"{above} is no folder that may be written to")) from None
         return
     if not path.is_file():
         raise IsADirectoryError(f"{path} is a folder or a device; give the path of a file.")

@@ -33,10 +33,10 @@ def fit(
         photo.safetensors`
     """
     from ..naming import features_of
-    may_save_classifier(out)
     loaded = FeatureBank.load(bank, backbone)
-    episode = loaded.episode(shots, seed, allow_fewer=allow_fewer)
-    fitted = method_named(method).fit(episode)
+    episode, chosen = loaded.episode(shots, seed, allow_fewer=allow_fewer), method_named(method)
+    may_save_classifier(out)  # a fit that cannot be kept is lost
+    fitted = chosen.fit(episode)
     saved = save_classifier(fitted, out)  # before anything is measured or printed, which can fail
     facts = [f"α = {fitted.alpha:.2f}"] if fitted.alpha is not None else []
     if fitted.val_accuracy is not None:
