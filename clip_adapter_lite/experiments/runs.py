@@ -13,7 +13,7 @@ from ..devices import threads
 from ..errors import BankError, one_line
 from ..files import begins, located, may_write, parsed, unwritten, versions, whole
 from ..methods import Method, method_named
-from ..naming import showable
+from ..naming import count, showable
 from ..progress import bar
 from ..values import shown, whole_number
 from .engines import finished
@@ -41,11 +41,17 @@ class Run:
         return self.bank.dataset, self.bank.backbone, self.method.label, self.shots, self.seed
 
     def __call__(self) -> tuple[tuple, dict, dict]:
-        """(key, row, details) of the finished run; one thread, the fastest for these small matrices."""
+        """(key, row, details) of the finished run; one thread, the fastest for these small matrices.
+
+        A run that this bank or method does not allow has no row, and says why in its details.
+        """
         with threads(1):
-            episode = self.bank.episode(self.shots, self.seed, allow_fewer=self.allow_fewer)
-            fitted = self.method.fit(episode)
-            accuracy = fitted.accuracy(episode.test)
+            try:
+                episode = self.bank.episode(self.shots, self.seed, allow_fewer=self.allow_fewer)
+                fitted = self.method.fit(episode)
+                accuracy = fitted.accuracy(episode.test)
+            except ValueError as error:
+                return self.key, {}, {"failed": one_line(error)}
         row = dict(zip(KEY, self.key), accuracy=accuracy, val_accuracy=fitted.val_accuracy,
                    alpha=fitted.alpha, steps=fitted.steps, seconds=round(fitted.seconds, 4),
                    parameters=fitted.parameters)
@@ -221,7 +227,7 @@ class Results:
         """Put the rows in the order of the plan (rows of earlier studies in the file go first)."""
         planned = [run.key for run in runs]
         kept = [key for key in self.rows if key not in set(planned)]
-        self._rewrite(self.rows[key] for key in kept + planned)
+        self._rewrite(self.rows[key] for key in kept + planned if key in self.rows)
 
     def _rewrite(self, rows: Iterable[dict]) -> None:
         write_rows(self.path, self.columns, rows)
@@ -234,19 +240,32 @@ def execute(runs: Sequence[Run], results: Results | None = None, *, progress: bo
     """Rows of all runs, in their order; those that `results` already has are not run again.
 
     engine: jobs, engine and address of `engines.finished`. Rows are the same for any of them.
+    Raises BankError, with what `results` keeps, for runs that a bank or method does not allow, once
+    the others are done; without `results` at once.
     """
     from rich.progress import MofNCompleteColumn, TimeElapsedColumn
     rows = dict(results.rows) if results else {}
     left = [run for run in runs if run.key not in rows]
+    failed: dict[tuple, str] = {}
     with bar(MofNCompleteColumn(), TimeElapsedColumn(), shown=progress) as display:
         task = display.add_task("runs", total=len(runs), completed=len(runs) - len(left))
         for key, row, details in finished(left, **engine):
-            rows[key] = row
-            if results:
-                results.add(key, row, details)
+            if row:
+                rows[key] = row
+                if results:
+                    results.add(key, row, details)
+            else:
+                failed[key] = details["failed"]
+                if not results:
+                    raise BankError(f"{failed[key]}.")
             display.update(task, advance=1, description=showable(f"{key[0]} · shots {key[3]}"))
     if results:
         results.finish(runs)
+    if failed:
+        why = "; ".join(list(dict.fromkeys(failed.values()))[:5])
+        raise BankError(f"{len(failed)} of {count(len(runs), 'run')} could not be done ({why}); the "
+                        f"others are kept in {results.path}, so leave those out and go on with "
+                        "--resume (resume=True).")
     # a row that was read back from a file holds text
     return [rows[run.key] | run.shown for run in runs]
 
