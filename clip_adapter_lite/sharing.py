@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from .banks import FeatureBank, cache_place
 from .errors import BankError, one_line
-from .files import cache_folder, file_hash, located, unwritten
+from .files import cache_folder, file_hash, located, may_write, unwritten
 from .progress import bar
 
 WEB = ("http://", "https://")
@@ -49,6 +49,8 @@ def push(bank: FeatureBank | str | Path, dest: str | Path, *, backbone: str = "p
         try:
             fs, path = _place(url)
             there = fs.exists(path)
+            if "file" in fs.protocol and not force:
+                may_write(f"{path}.sha256", _is_record, "checksum")
             if not there or force:
                 if "file" in fs.protocol:
                     bank.save(path, force=force)  # renames, so that nobody reads half a file
@@ -60,7 +62,7 @@ def push(bank: FeatureBank | str | Path, dest: str | Path, *, backbone: str = "p
             raise OSError(f"{url} could not be written ({why}); check the network, "
                           "that the repository or bucket exists, and that you may write there "
                           "(Hugging Face: `hf auth login`).") from error
-    if there and not force and _recorded(url) != digest:
+    if there and not force and (_recorded(url) or _hash_at(url)) != digest:
         raise BankError(f"{url} is there already and is another bank; push to another address, which "
                         "may end in a name of its own, or replace it with --force (force=True).")
     return url, digest
@@ -199,6 +201,18 @@ def _recorded(url: str) -> str | None:
     except FileNotFoundError:
         return None
     return _digest(words[0] if words else "", beside)
+
+
+def _is_record(path: Path) -> bool:
+    return re.match("[0-9a-fA-F]{64}", path.read_text(encoding="utf-8", errors="replace")) is not None
+
+
+def _hash_at(url: str) -> str:
+    """SHA-256 of what lies at an address."""
+    digest = hashlib.sha256()
+    for chunk in _chunks(url):
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _digest(text: str, where: str) -> str:

@@ -132,7 +132,8 @@ WRITERS = {
     "sweep": (lambda path: cal.sweep([bank()], grid={"alpha": [0.2], "steps": [1]}, shots=[1], seeds=[1], jobs=1,
                                        out=path), "",
               {"results", "results of a spreadsheet", "results cut off", "results and words", "results and less"}),
-    "push": (lambda path: cal.push(bank(), path), ".safetensors", set()),  # without a .sha256 any bank is another
+    "push": (lambda path: cal.push(bank(), path), ".safetensors", {"bank"}),
+    "push beside": (lambda path: cal.push(bank(), path.with_suffix("")), ".safetensors.sha256", set()),
     "build": (lambda path: cal.build_bank("folder", root=path.parent, out=path), "", set())}
 
 
@@ -233,6 +234,20 @@ def test_a_bank_of_any_name_is_shared_and_comes_back(cache, place, name):
         found = cal.pull(source, sha256=digest)
         assert found == cache / "banks" / "none" / f"{name}.safetensors"
         assert FeatureBank.load(name, "none").hash == bank().hash
+
+
+@given(kinds.filter(lambda kind: kind != "folder"), names, st.sampled_from(["absent", "empty", "text", "tensors"]))
+@quick
+def test_what_is_pulled_is_a_bank_or_nothing(cache, place, kind, name, record):
+    shutil.rmtree(cache, ignore_errors=True)
+    path = place() / f"{name}.safetensors"
+    put(path, kind)
+    put(path.with_name(f"{path.name}.sha256"), record)
+    before = held(path.parent)
+    found = result(name, cal.pull, path)
+    assert (found is not None) == (kind == "bank" and record == "absent")
+    assert held(cache) == ({f"banks/none/{name}.safetensors": contents()["bank"]} if found else {})
+    assert held(path.parent) == before
 
 
 @given(kinds, names)
