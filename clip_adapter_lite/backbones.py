@@ -1,4 +1,5 @@
 """Frozen backbones: the pocket CLIP, and every CLIP that open_clip can load, behind one small class."""
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -216,7 +217,7 @@ def _checkpoint(name: str, tag: str, tags: list[str]) -> tuple[str, str]:
     import open_clip
     place, _, wanted = tag.rpartition(CONTENT) if CONTENT in tag else (tag, "", "")
     path = located(place)
-    if not path.is_file():
+    if not os.path.isfile(path):
         if wanted:
             raise ValueError(f"{name}: the checkpoint {path} is not there any more; put it back, tell "
                              "`clip-adapter-lite predict` where it lies now with --tag, or build the "

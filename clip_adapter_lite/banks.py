@@ -257,7 +257,7 @@ def build_bank(dataset: ImageDataset | str, backbone: str | Backbone = "pocket",
         raise ValueError(f"batch and workers must be at least 1; got {batch} and {workers}.")
     if out:
         out = located(out)
-        if out.is_file() and not force:
+        if os.path.isfile(out) and not force:
             raise BankError(f"{out} is there already; load it, give another --out (out=…), or build "
                             "it again with --force (force=True).")
         may_write(out)

@@ -37,7 +37,8 @@ def may_write(path: str | Path, ours: Callable[[Path], bool] = lambda path: True
     try:
         size = path.stat().st_size
     except OSError:  # nothing is there
-        above = next(folder for folder in path.absolute().parents if os.path.exists(folder))
+        parents = path.absolute().parents
+        above = next(filter(os.path.exists, parents), parents[0])
         if not above.is_dir() or not os.access(above, os.W_OK):
             raise unwritten(path, OSError(f"{above} is no folder that may be written to")) from None
         return
@@ -67,7 +68,8 @@ def parsed(text: str | bytes):
 def unwritten(path: Path, error: Exception, do: str = "try again") -> OSError:
     """The error that says, in one sentence, why `path` was not written, and what to `do` then."""
     why = getattr(error, "strerror", None) or one_line(error)
-    kind = type(error) if isinstance(error, OSError) else OSError
+    kind = type(error)  # PermissionError and the like; others may want other arguments
+    kind = kind if issubclass(kind, OSError) and kind.__module__ == "builtins" else OSError
     return kind(f"{path} could not be written ({why}), and nothing was lost; free some space, or "
                 f"choose a folder that you may write to, and {do}.")
 

@@ -82,7 +82,7 @@ def pull(source: str | Path, *, name: str | None = None, sha256: str | None = No
     """
     url = _only_bank(str(source))
     within = urlsplit(url).path if url.startswith(WEB) else url
-    name = name or PurePosixPath(within).name.removesuffix(".safetensors")
+    name = name or Path(within).name.removesuffix(".safetensors")
     expected = _digest(sha256, "sha256 (--sha256)") if sha256 else None
     folder = cache_folder() / "banks"
     partial = folder / f"{os.getpid()}.partial"

@@ -59,6 +59,7 @@ def contents() -> dict[str, bytes]:
         "half a classifier": made["classifier"][:-9],
         "a bank and more": made["bank"] + b"1", "results of a spreadsheet": BOM + made["results"].replace(b"\n", b"\r\n"),
         "results and words": made["results"] + b"toy,none,zero-shot,one,1,,,,,,\n",
+        "results and more": made["results"].replace(b"\n", b",1\n").replace(b"parameters,1", b"parameters"),
         "results and less": made["results"] + b"toy,none\n", "results cut off": made["results"] + b"toy,no"}
 
 
@@ -126,12 +127,14 @@ WRITERS = {
     "bank": (lambda path: bank().save(path), "", {"bank", "no bank", "no bank either"}),  # their metadata says so
     "classifier": (lambda path: cal.save_classifier(fitted(), path), "", {"classifier", "no classifier"}),
     "compare": (lambda path: cal.compare([bank()], ["zero-shot"], [1], [1], out=path), "",
-                {"results", "results of a spreadsheet", "results cut off", "results and words", "results and less"}),
+                {"results", "results of a spreadsheet", "results cut off", "results and words", "results and more",
+                 "results and less"}),
     "compare beside": (lambda path: cal.compare([bank()], ["zero-shot"], [1], [1], out=path.with_suffix(".csv")), ".json",
                        {"about"}),
     "sweep": (lambda path: cal.sweep([bank()], grid={"alpha": [0.2], "steps": [1]}, shots=[1], seeds=[1], jobs=1,
                                        out=path), "",
-              {"results", "results of a spreadsheet", "results cut off", "results and words", "results and less"}),
+              {"results", "results of a spreadsheet", "results cut off", "results and words", "results and more",
+                 "results and less"}),
     "push": (lambda path: cal.push(bank(), path), ".safetensors", {"bank"}),
     "push beside": (lambda path: cal.push(bank(), path.with_suffix("")), ".safetensors.sha256", set()),
     "build": (lambda path: cal.build_bank("folder", root=path.parent, out=path), "", set())}
@@ -221,6 +224,13 @@ def test_banks_of_any_names_are_found_in_a_list(cache, called, between, quote):
     quoted = [name if quote in name else f"{quote}{name}{quote}" for name in called]
     found = banks_listed(between.join(quoted), "none")
     assert [one.dataset for one in found] == [f"number {number}" for number in range(len(called))]
+
+
+def test_a_list_of_banks_may_be_longer_than_a_name(cache):
+    called = [f"{number:03} {'x' * 40}" for number in range(12)]
+    for name in called:
+        make_bank(classes=3, dataset=name, backbone="none").save(cache_place(name, "none"))
+    assert [one.dataset for one in banks_listed(",".join(called), "none")] == called
 
 
 @given(names)

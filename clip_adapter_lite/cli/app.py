@@ -1,4 +1,5 @@
 """What all commands share: the application, the console, and how lists are read from options."""
+import os
 from typing import Annotated
 
 import typer
@@ -36,7 +37,7 @@ def banks_listed(text: str, backbone: str) -> list[FeatureBank]:
             longer = rest[:stop].strip()
             if longer[:1] == longer[-1:] and longer[:1] in ("'", '"'):
                 longer = longer[1:-1]
-            if longer in known or located(longer).is_file():
+            if longer in known or os.path.isfile(located(longer)):
                 name, end = longer, stop
         found.append(FeatureBank.load(name, backbone))
         rest = rest[end:].strip(" ,")

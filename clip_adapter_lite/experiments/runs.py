@@ -140,6 +140,8 @@ def read_rows(path: Path, columns: Sequence[str] = COLUMNS) -> dict[tuple, dict]
         try:
             row["shots"], row["seed"] = int(row["shots"]), int(row["seed"])
             float(row["accuracy"])
+            if None in row or None in row.values():
+                raise ValueError("it has more or fewer columns")
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: row {number} is not one of results ({one_line(error)}); mend "
                              "or delete that line, or give another --out (out=…).") from error

@@ -77,9 +77,9 @@ def save(figure: matplotlib.figure.Figure, path: str | Path) -> Path:
     """
     path = located(path)
     kind = path.suffix[1:].lower() or "png"
+    mark = {"metadata": {"Software": MARK}} if kind == "png" else {}
     with whole(path) as partial:
-        figure.savefig(partial, format=kind, dpi=150, bbox_inches="tight",
-                       metadata={"Software": MARK} if kind == "png" else None)
+        figure.savefig(partial, format=kind, dpi=150, bbox_inches="tight", **mark)
     return path
 
 
