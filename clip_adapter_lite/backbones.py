@@ -1,8 +1,8 @@
 """Frozen backbones: the pocket CLIP, and every CLIP that open_clip can load, behind one small class."""
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,14 +12,18 @@ from torch.nn.functional import linear, normalize, scaled_dot_product_attention
 from . import pocket
 from .devices import best_device, tower_precision
 from .errors import one_line
+from .files import file_hash, located, tensor_hash
 from .naming import prompts
+
+CONTENT = "#sha256="  # in a checkpoint's tag, between its path and the hash of what it held
 
 
 @dataclass(frozen=True, eq=False)
 class Backbone:
     """A frozen CLIP: images and texts in, un-normalised features [·, D] out.
 
-    name, tag: open_clip's architecture and weights. preprocess: PIL image → tensor [3, H, W].
+    name, tag: open_clip's architecture and weights (a checkpoint's path with the SHA-256 of what it
+    held: `weights_of`). preprocess: PIL image → tensor [3, H, W].
     tokenizer: list of strings → token ids [N, context length]. device, dtype: where and how
     precisely the towers work; features come back on the CPU in float32 all the same (`devices.py`).
     Always in evaluation mode, no parameter requires a gradient.
@@ -170,7 +174,8 @@ def load_backbone(name: str = "pocket", tag: str | None = None,
 
     tag: "openai" by default where open_clip knows it for this name. OpenAI's weights were trained
     with QuickGELU, so they are refused on a name without it, which would give slightly wrong
-    features and only a warning.
+    features and only a warning. A checkpoint with the SHA-256 that a bank recorded is refused if it
+    was changed since.
     Raises ValueError for an unknown name or tag, RuntimeError if the weights cannot be had.
     """
     import open_clip
@@ -192,6 +197,44 @@ def load_backbone(name: str = "pocket", tag: str | None = None,
                     open_clip.get_cast_dtype(precision) or torch.float32)
 
 
+def weights_of(tag: str) -> str:
+    """What the tags of the same weights have in common: the SHA-256 of a checkpoint, wherever it
+    lies; else the tag.
+    """
+    return tag.rpartition(CONTENT)[2]
+
+
+def agree(one, other) -> bool:
+    """Whether two facts about features (a name, a tag, preprocessing …) are the same."""
+    return one == other or weights_of(str(one)) == weights_of(str(other))
+
+
+def _checkpoint(name: str, tag: str, tags: list[str]) -> tuple[str, str]:
+    """Where the checkpoint of a tag lies, and its tag with the SHA-256 of what it holds.
+
+    Training goes on and writes another file of the same name, so a path alone tells no weights.
+    """
+    import open_clip
+    place, _, wanted = tag.rpartition(CONTENT) if CONTENT in tag else (tag, "", "")
+    path = located(place)
+    if not os.path.isfile(path):
+        if wanted:
+            raise ValueError(f"{name}: the checkpoint {path} is not there any more; put it back, tell "
+                             "`clip-adapter-lite predict` where it lies now with --tag, or build the "
+                             "bank again.")
+        raise ValueError(f"{name} has no weights '{tag}'; open_clip knows "
+                         f"{', '.join(tags) or 'none'}, or give the path of a checkpoint.")
+    try:  # by its tensors: torch writes the file's name into the file
+        found = tensor_hash(open_clip.factory.load_state_dict(str(path), weights_only=True))
+    except Exception:  # what cannot be loaded is told of by who loads it
+        found = file_hash(path)
+    if wanted not in ("", found):
+        raise ValueError(f"{name}: the checkpoint {path} holds weights of SHA-256 {found[:12]}… where "
+                         f"{wanted[:12]}… was expected, so it was changed since; put back what "
+                         "it was, or build the bank again.")
+    return str(path), f"{path.resolve()}{CONTENT}{found}"
+
+
 @cache
 def shared_backbone(name: str, tag: str, device: torch.device) -> Backbone:
     """`load_backbone`, once per process: a study asks for the same one in every run."""
@@ -205,27 +248,29 @@ def _open_clip(name: str, tag: str | None, precision: str):
                          "'RN101-quickgelu', 'ViT-B-32-quickgelu', 'ViT-B-16-quickgelu' or a name "
                          "from open_clip.list_models().")
     tags = open_clip.list_pretrained_tags_by_model(name)
+    tag = tag and str(tag)  # a path may be a Path
     tag = tag or ("openai" if "openai" in tags else None)
     if tag is None:
-        raise ValueError(f"{name} has several sets of weights; name one with tag=…: "
+        raise ValueError(f"{name} has several sets of weights; name one with --tag (tag=…): "
                          f"{', '.join(tags) or 'none known'}, or the path of a checkpoint.")
     if tag == "openai" and not name.endswith("quickgelu"):
         raise ValueError(f"OpenAI's weights need QuickGELU, which '{name}' does not have; "
                          f"use '{name}-quickgelu'.")
-    if tag not in tags and not Path(tag).is_file():
-        raise ValueError(f"{name} has no weights '{tag}'; open_clip knows "
-                         f"{', '.join(tags) or 'none'}, or give the path of a checkpoint.")
+    weights = tag
+    if tag not in tags:
+        weights, tag = _checkpoint(name, tag, tags)
     import logging
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)  # without a network the hub logs each of its tries, twice
     try:
-        return open_clip.create_model(name, pretrained=tag, precision=precision,
+        return open_clip.create_model(name, pretrained=weights, precision=precision,
                                       weights_only=True), name, tag
     except Exception as error:  # open_clip wraps network failures in several types
-        raise RuntimeError(f"The weights '{tag}' of {name} could not be loaded "
-                           f"({one_line(error)}); they are downloaded once, so connect to the "
-                           "network for that, or use backbone 'pocket', which works offline."
-                           ) from error
+        do = ("they are downloaded once, so connect to the network for that, or use backbone "
+              "'pocket', which works offline") if weights == tag else (
+              "give a whole checkpoint of that architecture")
+        raise RuntimeError(f"The weights '{weights}' of {name} could not be loaded "
+                           f"({one_line(error)[:300]}); {do}.") from error
     finally:
         logging.disable(before)
 

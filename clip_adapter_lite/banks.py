@@ -21,10 +21,10 @@ from .backbones import Backbone, load_backbone
 from .building import build
 from .datasets import ImageDataset
 from .episodes import TEXT, Episode, check_text
-from .errors import BankError
-from .files import BUNDLED, cache_folder, tensor_hash, write_tensors
+from .errors import BankError, one_line
+from .files import BUNDLED, cache_folder, located, may_write, parsed, tensor_hash, write_tensors
 from .splits import SPLITS, Split, drawn
-from .values import as_json, as_scale, as_tensor, whole_number
+from .values import as_json, as_scale, as_tensor, shown, whole_number
 
 # what a file says beside `meta`
 NAMED = ("dataset", "backbone", "classnames", "templates", "logit_scale", "hash")
@@ -153,15 +153,19 @@ class FeatureBank:
         """SHA-256 of the tensors' names, types, shapes and bytes."""
         return tensor_hash(self.tensors())
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, *, force: bool = False) -> Path:
         """Write the bank as safetensors with its description as sorted JSON; the same bank gives
         the same bytes.
+
+        Raises OSError if the disk does not take it, or if a file that is no bank lies there, unless
+        with `force`.
         """
         description = {"dataset": self.dataset, "backbone": self.backbone,
                        "classnames": self.classnames, "templates": self.templates,
                        "logit_scale": self.logit_scale, "hash": self.hash, **self.meta}
         return write_tensors(self.tensors(), path,
-                             {"bank": json.dumps(description, sort_keys=True, default=as_json)})
+                             {"bank": json.dumps(description, sort_keys=True, default=as_json)},
+                             force=force)
 
     @classmethod
     def load(cls, name: str | Path, backbone: str = "pocket", *, build: bool = False,
@@ -174,38 +178,42 @@ class FeatureBank:
         Raises FileNotFoundError, saying which banks there are and the command that makes this one,
         if there is none; BankError if the file is damaged.
         """
-        path = Path(name).expanduser()
+        path = located(name)
         if options and not build:
             raise ValueError(f"{', '.join(options)} {'is' if len(options) == 1 else 'are'} for "
                              "building a bank; add build=True.")
         if path.suffix != ".safetensors":
-            path = next((p for p in _places(str(name), backbone) if p.exists()), path)
-        if path.is_file():
+            path = next((p for p in _places(str(name), backbone) if os.path.exists(p)), path)
+        if os.path.isfile(path):
             return cls._read(path)
         if build and path.suffix != ".safetensors":
-            return build_bank(str(name), backbone, out=cache_place(str(name), backbone), **options)
+            place = cache_place(str(name), backbone, "build it with build_bank(out=FILE)")
+            return build_bank(str(name), backbone, out=place, **options)
         raise FileNotFoundError(f"No bank '{name}' for backbone '{backbone}' (there: "
                                 f"{', '.join(list_banks(backbone)) or 'none'}); "
-                                f"{_how_to_get(path, backbone)}.")
+                                f"{_how_to_get(str(name), backbone)}.")
 
     @classmethod
     def _read(cls, path: Path) -> "FeatureBank":
         from safetensors import SafetensorError, safe_open
+        changed = ""
         try:
             with safe_open(path, "pt") as file:
-                about = json.loads((file.metadata() or {})["bank"])
+                about = parsed((file.metadata() or {})["bank"])
                 tensors = {key: file.get_tensor(key) for key in file.keys()}
             keys = {k: about.pop(k) for k in NAMED}
             recorded = keys.pop("hash")
             splits = {s: Split(tensors[f"{s}.features"], tensors[f"{s}.labels"]) for s in SPLITS}
             text = tensors["text_features"]
-        except (SafetensorError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise BankError(f"{path} is not a complete feature bank ({type(error).__name__}: "
-                            f"{error}); fetch or build it again.") from error
-        if tensor_hash(tensors) != recorded:
-            raise BankError(f"{path}: the tensors do not match the recorded hash {recorded[:12]}…, "
-                            "so the file was changed or damaged; fetch or build it again.")
-        return cls(**keys, text_features=text, splits=splits, meta=about)
+            if tensor_hash(tensors) != recorded:
+                changed = (f"{path}: the tensors do not match the recorded hash {recorded[:12]}…, so "
+                           "the file was changed or damaged; fetch or build it again.")
+                raise BankError(changed)
+            return cls(**keys, text_features=text, splits=splits, meta=about)
+        except (SafetensorError, OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+            raise BankError(changed or f"{path} is not a complete feature bank "
+                            f"({type(error).__name__}: {one_line(error)}); fetch or build it "
+                            "again.") from error
 
 
 def build_bank(dataset: ImageDataset | str, backbone: str | Backbone = "pocket", *,
@@ -247,9 +255,12 @@ def build_bank(dataset: ImageDataset | str, backbone: str | Backbone = "pocket",
     workers = os.cpu_count() or 1 if workers is None else workers
     if batch < 1 or workers < 1:
         raise ValueError(f"batch and workers must be at least 1; got {batch} and {workers}.")
-    if out and Path(out).exists() and not force:
-        raise BankError(f"{out} is there already; load it, give another --out, or build it again "
-                        "with --force (force=True).")
+    if out:
+        out = located(out)
+        if os.path.isfile(out) and not force:
+            raise BankError(f"{out} is there already; load it, give another --out (out=…), or build "
+                            "it again with --force (force=True).")
+        may_write(out)
     templates = _prompts(templates or dataset.templates)
     backbone = load_backbone(backbone, tag) if isinstance(backbone, str) else backbone
     fields, shards = build(dataset, backbone, templates, out=out, force=force, views=views,
@@ -258,7 +269,7 @@ def build_bank(dataset: ImageDataset | str, backbone: str | Backbone = "pocket",
                            progress=progress)
     bank = FeatureBank(**fields)
     if shards:
-        shards.put(lambda: bank.save(out))
+        shards.put(lambda: bank.save(out, force=force))
         shards.remove()
     return bank
 
@@ -276,32 +287,32 @@ def _places(name: str, backbone: str) -> list[Path]:
     return [BUNDLED / "banks" / f"{name}.safetensors", cached] if backbone == "pocket" else [cached]
 
 
-def cache_place(name: str, backbone: str) -> Path:
+def cache_place(name: str, backbone: str, otherwise: str = "give another name") -> Path:
     """Where a built or pulled bank goes so that `FeatureBank.load(name, backbone)` finds it.
 
-    Raises BankError for a name that is no file's name, or that a bundled bank has.
+    otherwise: what to do about a name for which there is no such place. Raises BankError for one
+    that is no file's name, or that a bundled bank has.
     """
     *bundled, place = _places(name, backbone)
     for what in (name, backbone):
-        if what in ("", ".", "..") or "/" in what or "\\" in what:
-            raise BankError(f"'{what}' cannot be part of a file's name, as a bank's name and "
-                            "backbone must; give another name with --name (name=…), or a file with "
-                            "--out.")
-    if any(p.exists() for p in bundled):
+        if what in ("", ".", "..") or any(sign in what for sign in "/\\\0"):
+            raise BankError(f"{shown(what)} cannot be part of a file's name, as a bank's name and "
+                            f"backbone must; {otherwise}.")
+    if any(os.path.exists(p) for p in bundled):
         raise BankError(f"'{name}' is the name of a bundled bank, which comes first for backbone "
-                        f"'{backbone}'; give another name with --name (name=…), or a file with --out.")
+                        f"'{backbone}'; {otherwise}.")
     return place
 
 
-def _how_to_get(path: Path, backbone: str) -> str:
+def _how_to_get(given: str, backbone: str) -> str:
     """What to do about a bank that is not there, as the end of a sentence."""
-    named, name = path.suffix != ".safetensors", path.stem
+    named, name = not given.endswith(".safetensors"), Path(given).name.removesuffix(".safetensors")
     build = f"`clip-adapter-lite build --backbone {quote(backbone)}"
     pull = f"`clip-adapter-lite pull SOURCE --name {quote(name)}`"
     if named and name in datasets.names():
         return (f"build it with {build} --dataset {name} --root DIR`, where DIR is the folder that "
                 f"holds the datasets (--download fetches what can be), or fetch it with {pull}")
-    place = quote(str(_places(name, backbone)[-1] if named else path))
+    place = quote(str(_places(name, backbone)[-1]) if named else given)
     return (f"give another name, the path of a .safetensors bank, fetch one with {pull}, or build "
             f"one of your own pictures with {build} --dataset folder --root DIR --out {place}`")
 

@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .backbones import Backbone, classifier_weights
+from .backbones import Backbone, classifier_weights, weights_of
 from .datasets import ImageDataset
 from .encoding import STYLES, Encoder, encode, encoded, open_image, preprocessing
 from .files import file_hash, versions
+from .naming import showable
 from .progress import bar
 from .shards import Shards
 from .splits import SPLITS, Split
@@ -42,17 +43,28 @@ class _Part:
         self.todo = [range(start, min(start + SHARD * self.batch, len(items))) for start in starts]
 
     def take(self, shards: Shards) -> None:
-        """What is finished already, except a shard that lacks a picture which can be read by now,
-        or holds no numbers.
+        """What is finished already, except a shard of pictures that were changed or can be read by
+        now, or that holds no numbers.
         """
         for rows in list(self.todo):
             found = shards.read(f"{self.name}-{rows.start:08d}")
-            again = found["unreadable"].tolist() if found else []
-            bad = {row: _unreadable_because(self.pictures[row], self.encoder.plain) for row in again}
-            if found and all(bad.values()) and torch.isfinite(found["features"]).all():
+            if "pictures" not in found or not torch.equal(found["pictures"], self._content(rows)):
+                continue
+            bad = {row: _unreadable_because(self.pictures[row], self.encoder.plain)
+                   for row in found["unreadable"].tolist()}
+            if all(bad.values()) and torch.isfinite(found["features"]).all():
                 self.features[:, rows.start:rows.stop] = found["features"]
                 self.unreadable |= bad
                 self.todo.remove(rows)
+
+    def _content(self, rows: range) -> Tensor:
+        """SHA-256 of the pictures' bytes, as numbers [32]: a picture may change while it keeps its
+        name. To read them costs little beside decoding and encoding them.
+        """
+        digest = hashlib.sha256()
+        for row in rows:
+            digest.update(_identity(self.pictures[row]).encode())
+        return torch.tensor(list(digest.digest()), dtype=torch.uint8)
 
     def make(self, shards: Shards | None, workers: int, advance: Callable[[int], None]) -> None:
         """The rest, batch by batch, kept shard by shard."""
@@ -67,6 +79,7 @@ class _Part:
                 absent = [row for row in whole if row in self.unreadable]
                 shards.write(f"{self.name}-{whole.start:08d}",
                              {"features": self.features[:, whole.start:whole.stop].contiguous(),
+                              "pictures": self._content(whole),
                               "unreadable": torch.tensor(absent, dtype=torch.int64)})
             advance(len(rows) * self.encoder.views)
 
@@ -76,6 +89,16 @@ class _Part:
                             dtype=torch.long)
         features = self.features if self.encoder.views > 1 else self.features[0]
         return Split(features, torch.tensor(self.labels, dtype=torch.long)).take(rows)
+
+
+def _identity(item) -> str:
+    """SHA-256 of a picture's file, or of its pixels if it is in memory; "" for no file."""
+    if not isinstance(item, (str, os.PathLike)):
+        return hashlib.sha256(item.tobytes() + repr((item.mode, item.size)).encode()).hexdigest()
+    try:
+        return file_hash(Path(item))
+    except OSError:
+        return ""
 
 
 def _unreadable_because(item, plain: bool) -> str:
@@ -146,16 +169,15 @@ def _job(dataset: ImageDataset, encoder: Encoder, batch: int) -> dict:
     from importlib.metadata import version
     backbone, digest = encoder.backbone, hashlib.sha256()
     for name in SPLITS:
-        # the names: to read the files would take as long as the build
         for item, label in dataset.splits[name]:
+            # files by their names here, and by their bytes in each shard: all of them would take long
             if not isinstance(item, (str, os.PathLike)):
-                item = hashlib.sha256(item.tobytes()
-                                      + repr((item.mode, item.size)).encode()).hexdigest()
+                item = _identity(item)
             digest.update(f"{name} {label} {item}\n".encode(errors="surrogateescape"))
-    weights = Path(backbone.tag)
-    if weights.is_file():
-        weights = file_hash(weights)
-    return {"pictures": digest.hexdigest(), "backbone": backbone.name, "weights": str(weights),
+    weights = weights_of(backbone.tag)
+    if Path(weights).is_file():  # the tag of a backbone that somebody made by hand
+        weights = file_hash(Path(weights))
+    return {"pictures": digest.hexdigest(), "backbone": backbone.name, "weights": weights,
             "preprocessing": preprocessing(backbone, encoder.style), "views": encoder.views,
             "plain": encoder.plain,
             "seed": encoder.seed if encoder.views > 1 else None, "batch": batch,
@@ -172,7 +194,7 @@ def _progress(name: str, parts: Sequence[_Part], shown: bool):
     done = total - sum(len(rows) * part.encoder.views for part in parts for rows in part.todo)
     start = time.monotonic()
     with bar(MofNCompleteColumn(), "{task.fields[rate]}", shown=shown) as progress:
-        task = progress.add_task(name, total=total, completed=done, rate="")
+        task = progress.add_task(showable(name), total=total, completed=done, rate="")
 
         def advance(many: int) -> None:
             progress.advance(task, many)

@@ -6,6 +6,8 @@ arithmetic.
 """
 from collections.abc import Mapping
 
+from .naming import showable
+
 
 def check(what: str, found, right, mistakes: Mapping[str, object] | None = None, *,
           tolerance: float = 1e-5) -> None:
@@ -23,7 +25,7 @@ def check(what: str, found, right, mistakes: Mapping[str, object] | None = None,
         raise AssertionError(f"{what} gave a function, where values were expected; was it called?")
     found, right = _array(what, found), numpy.asarray(_plain(right), dtype=float)
     if _close(found, right, tolerance):
-        print(f"✓ {what}")
+        print(showable(f"✓ {what}"))
         return
     for sentence, value in (mistakes or {}).items():
         if _close(found, numpy.asarray(_plain(value), dtype=float), tolerance):

@@ -4,29 +4,39 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 
 from torch import Tensor
 
-from .backbones import Backbone
+from .backbones import Backbone, agree
 from .encoding import STYLES, encode, preprocessing
 from .errors import one_line
-from .files import tensor_hash, write_tensors
+from .files import located, may_write_tensors, tensor_hash, write_tensors
 from .methods import METHODS, Classifier, ZeroShot
 from .methods.zero_shot import ZeroShotHead
 
+KEY = "classifier"  # of a file's metadata
 FACTS = ("val_accuracy", "alpha", "beta", "steps", "seconds", "parameters", "origin")
 
 
 def save_classifier(classifier: Classifier, path: str | Path) -> Path:
     """Write a fitted classifier as safetensors, its settings, class names and origin as JSON
     inside; no pickle.
+
+    Raises OSError, one sentence, if the disk does not take it, or if a file that is no classifier
+    lies there.
     """
     about = {"method": classifier.method.name, "settings": asdict(classifier.method),
              "options": classifier.head.options, "classnames": classifier.classnames,
              **{fact: getattr(classifier, fact) for fact in FACTS}}
     state = {name: tensor.cpu().contiguous() for name, tensor in classifier.head.state_dict().items()}
     about["hash"] = tensor_hash(state)
-    return write_tensors(state, path, {"classifier": json.dumps(about, sort_keys=True)})
+    return write_tensors(state, path, {KEY: json.dumps(about, sort_keys=True)})
+
+
+def may_save_classifier(path: str | Path) -> None:
+    """Raise as `save_classifier` would, before the work of fitting, for what can be known by then."""
+    may_write_tensors(path, [KEY])
 
 
 def load_classifier(path: str | Path) -> Classifier:
@@ -34,14 +44,15 @@ def load_classifier(path: str | Path) -> Classifier:
 
     Raises FileNotFoundError, or ValueError if the file is not a whole classifier.
     """
-    from safetensors import SafetensorError, safe_open
-    path = Path(path).expanduser()
-    if not path.is_file():
+    from safetensors import safe_open
+    path = located(path)
+    if not os.path.isfile(path):
         raise FileNotFoundError(f"There is no classifier file {path}; make one with "
-                                f"`clip-adapter-lite fit --out {path}`.")
+                                "`clip-adapter-lite fit --bank NAME --out "
+                                f"{quote(str(path))}`.")
     try:
         with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {})["classifier"])
+            about = json.loads((file.metadata() or {})[KEY])
             # at addresses that give the same last bit
             state = {name: file.get_tensor(name).clone() for name in file.keys()}
         if about["hash"] != tensor_hash(state):
@@ -54,7 +65,7 @@ def load_classifier(path: str | Path) -> Classifier:
         head.load_state_dict(state)
         facts = {fact: about[fact] for fact in FACTS}
         classnames = tuple(about["classnames"])
-    except (SafetensorError, KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # a file that is none may hold anything
         raise ValueError(f"{path} is not a whole classifier file of this version "
                          f"({type(error).__name__}: {one_line(error)}); fit and save it "
                          "again.") from error
@@ -92,7 +103,7 @@ def predict(classifier: Classifier, backbone: Backbone, images,
     here = {"backbone": backbone.name, "weights_tag": backbone.tag,
             "preprocessing": preprocessing(backbone, style)}
     for what, value in here.items():
-        if fitted.get(what) and fitted[what] != value:
+        if fitted.get(what) and not agree(fitted[what], value):
             raise ValueError("This classifier was fitted on features with "
                              f"{what.replace('_', ' ')} {fitted[what]!r} but the backbone given "
                              f"has {value!r}; load the one it was fitted on.")

@@ -1,4 +1,6 @@
 """What classes, methods, backbones and numbers of things are called where people read."""
+import codecs
+import sys
 import unicodedata
 from collections.abc import Iterable
 
@@ -12,6 +14,28 @@ NAMES = {"zero-shot": "zero-shot CLIP", "linear-probe": "linear probe", "coop": 
          "clip-adapter(alpha=learned)": "CLIP-Adapter, α = Q(f, W)",
          "clap": "CLAP", "clap(constraint=False)": "ZS-LP", "gda": "GDA-CLIP",
          "linear-adapter": "linear adapter"}
+
+
+STAND_INS = {"α": "alpha", "β": "beta", "τ": "tau", "λ": "lambda", "μ": "mu", "σ": "sigma",
+             "±": "+-", "×": "x", "·": "-", "–": "-", "—": "-", "−": "-", "…": "...", "≤": "<=",
+             "≥": ">=", "²": "^2", "✓": "ok", "✗": "wrong", "→": "->", "━": "-"}
+
+
+def _stand_in(error: UnicodeError) -> tuple[str, int]:
+    """What an output that cannot show a character gets in its place: Windows writes cp1252, which
+    has no α, into a file.
+    """
+    lost = error.object[error.start:error.end]
+    return "".join(STAND_INS.get(letter, "?") for letter in lost), error.end
+
+
+codecs.register_error("stand-in", _stand_in)
+
+
+def showable(text: str) -> str:
+    """The text with stand-ins for what the standard output cannot show."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(encoding, "stand-in").decode(encoding)
 
 
 def features_of(backbone: str) -> str:

@@ -10,5 +10,6 @@ def bar(*facts, shown: bool = True):
     """
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
     columns = [TextColumn(fact) if isinstance(fact, str) else fact for fact in facts]
-    return Progress(TextColumn("{task.description}"), BarColumn(), *columns, TimeRemainingColumn(),
+    name = TextColumn("{task.description}", markup=False)  # may hold brackets
+    return Progress(name, BarColumn(), *columns, TimeRemainingColumn(),
                     TextColumn("left"), disable=not shown)

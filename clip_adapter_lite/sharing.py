@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from .banks import FeatureBank, cache_place
 from .errors import BankError, one_line
-from .files import cache_folder, file_hash
+from .files import cache_folder, file_hash, located, may_write, unwritten
 from .progress import bar
 
 WEB = ("http://", "https://")
@@ -32,11 +32,10 @@ def push(bank: FeatureBank | str | Path, dest: str | Path, *, backbone: str = "p
     write to. Beside it goes `NAME.safetensors.sha256`.
     Raises BankError if another bank is there, unless with `force`; OSError if it cannot be written.
     """
-    import fsspec
     if isinstance(bank, FeatureBank):
         name = bank.dataset
     else:
-        name = PurePosixPath(bank).name.removesuffix(".safetensors")
+        name = Path(bank).name.removesuffix(".safetensors")
         bank = FeatureBank.load(bank, backbone)
     url = str(dest)
     if not url.endswith(".safetensors"):
@@ -48,21 +47,24 @@ def push(bank: FeatureBank | str | Path, dest: str | Path, *, backbone: str = "p
         made = bank.save(Path(folder) / "bank.safetensors")
         digest = file_hash(made)
         try:
-            fs, path = fsspec.core.url_to_fs(url)
+            fs, path = _place(url)
             there = fs.exists(path)
+            if "file" in fs.protocol and not force:
+                may_write(f"{path}.sha256", _is_record, "checksum")
             if not there or force:
                 if "file" in fs.protocol:
-                    bank.save(path)  # renames, so that nobody reads half a file
+                    bank.save(path, force=force)  # renames, so that nobody reads half a file
                 else:
                     fs.put_file(str(made), path)
                 fs.pipe_file(f"{path}.sha256", f"{digest}  {PurePosixPath(path).name}\n".encode())
         except Exception as error:  # every file system has its own
-            raise OSError(f"{url} could not be written ({one_line(error)}); check the network, "
+            why = one_line(error.__cause__ or error)
+            raise OSError(f"{url} could not be written ({why}); check the network, "
                           "that the repository or bucket exists, and that you may write there "
                           "(Hugging Face: `hf auth login`).") from error
-    if there and not force and _recorded(url) != digest:
-        raise BankError(f"{url} is there already and is another bank; push under another name, or "
-                        "replace it with --force (force=True).")
+    if there and not force and (_recorded(url) or _hash_at(url)) != digest:
+        raise BankError(f"{url} is there already and is another bank; push to another address, which "
+                        "may end in a name of its own, or replace it with --force (force=True).")
     return url, digest
 
 
@@ -79,12 +81,16 @@ def pull(source: str | Path, *, name: str | None = None, sha256: str | None = No
     `force`; FileNotFoundError; OSError if the source cannot be read. Nothing is left behind then.
     """
     url = _only_bank(str(source))
-    name = name or PurePosixPath(urlsplit(url).path).name.removesuffix(".safetensors")
+    within = urlsplit(url).path if url.startswith(WEB) else url
+    name = name or Path(within).name.removesuffix(".safetensors")
     expected = _digest(sha256, "sha256 (--sha256)") if sha256 else None
     folder = cache_folder() / "banks"
     partial = folder / f"{os.getpid()}.partial"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritten(folder, error, "pull again") from error
         found, expected = _fetch(url, partial, progress), expected or _recorded(url)
         if expected and found != expected:
             raise BankError(f"{url} has the SHA-256 {found[:12]}… where {expected[:12]}… was "
@@ -94,7 +100,7 @@ def pull(source: str | Path, *, name: str | None = None, sha256: str | None = No
             bank = FeatureBank.load(partial)
         except BankError as error:
             raise BankError(str(error).replace(str(partial), url)) from error
-        place = cache_place(name, bank.backbone)
+        place = cache_place(name, bank.backbone, "give another name with --name (name=…)")
         if place.exists() and not force and file_hash(place) != found:
             raise BankError(f"{place} is there already and is another bank; pull under another "
                             "--name (name=…), or replace it with --force (force=True).")
@@ -145,10 +151,20 @@ def _chunks(url: str, tell_size: Callable[[int | None], None] = lambda size: Non
                       "address, or ask for the file and pull it from a folder.") from error
 
 
+def _place(url: str):
+    """The file system of an address, and the path there; a path without :// is one of this
+    machine's, whatever signs it holds.
+    """
+    import fsspec
+    if "://" in url:
+        return fsspec.core.url_to_fs(url)
+    return fsspec.filesystem("file"), str(located(url).absolute())
+
+
 def _open(url: str):
     if not url.startswith(WEB):
-        import fsspec
-        return fsspec.open(url, "rb").open()
+        fs, path = _place(url)
+        return fs.open(path, "rb")
     from urllib.error import HTTPError
     from urllib.request import urlopen  # fsspec's own needs another package for this
     try:
@@ -163,9 +179,8 @@ def _only_bank(url: str) -> str:
     """The address of a bank: `url` itself, or the one bank in that folder."""
     if url.startswith(WEB) or url.endswith(".safetensors"):
         return url
-    import fsspec
     try:
-        fs, path = fsspec.core.url_to_fs(url)
+        fs, path = _place(url)
         found = sorted(p for p in fs.ls(path, detail=False) if p.endswith(".safetensors"))
     except Exception as error:
         raise OSError(f"{url} could not be listed ({one_line(error)}); check the network, and give "
@@ -173,7 +188,7 @@ def _only_bank(url: str) -> str:
     if len(found) != 1:
         names = ", ".join(PurePosixPath(p).name for p in found[:20]) or "none"
         raise BankError(f"{url} holds {len(found)} banks ({names}); give the address of one.")
-    return fs.unstrip_protocol(found[0])
+    return found[0] if "file" in fs.protocol else fs.unstrip_protocol(found[0])
 
 
 def _recorded(url: str) -> str | None:
@@ -186,6 +201,18 @@ def _recorded(url: str) -> str | None:
     except FileNotFoundError:
         return None
     return _digest(words[0] if words else "", beside)
+
+
+def _is_record(path: Path) -> bool:
+    return re.match("[0-9a-fA-F]{64}", path.read_text(encoding="utf-8", errors="replace")) is not None
+
+
+def _hash_at(url: str) -> str:
+    """SHA-256 of what lies at an address."""
+    digest = hashlib.sha256()
+    for chunk in _chunks(url):
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _digest(text: str, where: str) -> str:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from .backbones import agree
 from .banks import FeatureBank
 from .errors import BankError
 from .methods import Classifier
@@ -140,7 +141,7 @@ def _facts(bank: FeatureBank) -> dict:
 
 def _check_features(there: dict, bank: FeatureBank) -> None:
     for what, value in _facts(bank).items():
-        if value and there.get(what) and there[what] != value:
+        if value and there.get(what) and not agree(there[what], value):
             raise ValueError(f"The fit is on features with {what.replace('_', ' ')} "
                              f"{there[what]!r} but {bank.dataset} has {value!r}; build both banks "
                              "with the same backbone and preprocessing.")

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 from clip_adapter_lite import backbones, pocket
-from clip_adapter_lite.backbones import Backbone, classifier_weights, load_backbone, shared_backbone
+from clip_adapter_lite.backbones import Backbone, classifier_weights, load_backbone, shared_backbone, weights_of
 from clip_adapter_lite.devices import best_device
 
 torch.set_num_threads(1)
@@ -312,6 +312,24 @@ def test_a_checkpoint_of_another_architecture_is_refused(tiny, tmp_path):
     torch.save({"logit_scale": torch.tensor(1.0)}, tmp_path / "other.pt")
     with pytest.raises(RuntimeError, match="other.pt' of tiny could not be loaded"):
         load_backbone("tiny", str(tmp_path / "other.pt"))
+
+
+def test_a_checkpoint_is_known_by_what_it_holds(tiny, tmp_path, monkeypatch):
+    state = {name: tensor.clone() for name, tensor in tiny["tiny"].model.state_dict().items()}
+    monkeypatch.chdir(tmp_path)
+    for place in ("last.pt", "copy.pt"):
+        torch.save(state, place)
+    tags = [load_backbone("tiny", place).tag for place in ("last.pt", tmp_path / "last.pt", "copy.pt")]
+    assert tags[0] == tags[1] and weights_of(tags[0]) == weights_of(tags[2]) != ""
+    assert load_backbone("tiny", tags[0]).tag == tags[0]
+    state["logit_scale"] += 1
+    torch.save(state, "last.pt")  # training went on
+    with pytest.raises(ValueError, match="last.pt holds weights of SHA-256 .* was changed since") as error:
+        load_backbone("tiny", tags[0])
+    assert ". " not in sentence(error) and weights_of(load_backbone("tiny", "last.pt").tag) != weights_of(tags[0])
+    (tmp_path / "last.pt").unlink()
+    with pytest.raises(ValueError, match="last.pt is not there any more"):
+        load_backbone("tiny", tags[0])
 
 
 def test_the_pocket_clip_refuses_the_tag_of_other_weights():

@@ -143,6 +143,20 @@ def test_a_damaged_shard_is_made_again(dataset, out, damage):
     assert tower.seen == 4 + 2 + 5 or tower.seen == 4 + 5  # the damaged one, and what was not finished
 
 
+def test_a_picture_that_was_replaced_under_its_name_is_read_again(dataset, out):
+    with pytest.raises(KeyboardInterrupt):
+        build(dataset, out, Tower(at=5, strike=stop))
+    path = dataset.splits["train"][1][0]
+    about = path.stat()
+    pixels = np.asarray(Image.open(path)).copy()
+    pixels[..., 0] ^= 1
+    Image.fromarray(pixels).save(path)
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+    tower = Tower()
+    assert build(dataset, out, tower).hash == build(dataset).hash
+    assert tower.seen < sum(SPLIT_SIZES.values())  # the other shards are kept
+
+
 def test_features_that_are_no_numbers_are_not_gone_on_with(dataset, out, expect_refused):
     """A bank cannot hold them, and building it again must not mean the same ones again."""
     class Hot(Tower):
@@ -313,6 +327,28 @@ def test_leftovers_without_a_shard_are_no_obstacle(dataset, out):
     (folder / "train-00000000.safetensors.77.partial").write_bytes(b"half")
     assert build(dataset, out).hash == build(dataset).hash
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("name, text", [("notes.txt", "mine"), ("job.json", "{\"views\": 1}"), ("job.json", "mine"),
+                                        ("train-00000000.safetensors", "mine")])
+def test_a_folder_that_no_build_made_is_refused_and_kept(dataset, out, expect_refused, name, text):
+    folder = out.with_name(f"{out.name}.parts")
+    folder.mkdir(parents=True)
+    (folder / name).write_text(text)
+    tower = Tower()
+    with expect_refused(f"{folder}, where finished shards go, holds '{name}', which no build put there"):
+        build(dataset, out, tower)
+    assert tower.seen == 0 and (folder / name).read_text() == text and not out.exists()
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_what_somebody_put_beside_the_shards_stays(dataset, out, force):
+    with pytest.raises(KeyboardInterrupt):
+        build(dataset, out, Tower(at=4, strike=stop))
+    folder = out.with_name(f"{out.name}.parts")
+    (folder / "notes.txt").write_text("mine")
+    build(dataset, out, force=force, batch=5 if force else 4)
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"] and (folder / "notes.txt").read_text() == "mine"
 
 
 def test_a_bank_that_is_there_is_kept_unless_forced(dataset, out, expect_refused):

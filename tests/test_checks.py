@@ -1,4 +1,6 @@
 """The visible checks: what they accept, and which sentence they say."""
+import io
+
 import numpy
 import pytest
 import torch
@@ -20,6 +22,16 @@ def sentence(*arguments, **options) -> str:
 def test_right_values_of_any_kind_pass_and_say_so(found, capsys):
     check("f(x)", found, [[5.0, 2.0]], MISTAKES)
     assert capsys.readouterr().out == "✓ f(x)\n"
+
+
+@pytest.mark.parametrize("encoding, shown", [("cp1252", "ok f(alpha) ± 1"), ("ascii", "ok f(alpha) +- 1"),
+                                             ("utf-8", "✓ f(α) ± 1")])
+def test_an_output_that_cannot_show_a_sign_gets_a_stand_in(encoding, shown, monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding)
+    monkeypatch.setattr("sys.stdout", out)
+    check("f(α) ± 1", 2.0, 2.0)
+    out.flush()
+    assert out.buffer.getvalue().decode(encoding).strip() == shown
 
 
 def test_a_known_mistake_is_named_before_anything_else():

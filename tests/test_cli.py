@@ -23,7 +23,7 @@ OPTIONS = {
     "compare": ["--banks", "--methods", "--shots", "--seeds", "--backbone", "--out", "--resume", "--jobs",
                 "--engine", "--address", "--allow-fewer"],
     "fit": ["--bank", "--out", "--method", "--shots", "--seed", "--backbone", "--allow-fewer"],
-    "predict": ["--classes", "--classifier", "--template", "--top", "--backbone"]}
+    "predict": ["--classes", "--classifier", "--template", "--top", "--backbone", "--tag"]}
 BANKS = ("caltech101", "cifar10", "dtd10", "fashion-mnist", "grocery", "gtsrb", "pacs-art", "pacs-cartoon", "pacs-photo",
          "pacs-sketch", "rsscn7", "sun18")
 
@@ -371,9 +371,64 @@ def test_a_table_that_its_companions_would_overwrite_is_refused_before_any_work(
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
+def test_what_no_command_wrote_is_kept_before_any_work(fails, tmp_path, monkeypatch, toy_bank):
+    monkeypatch.setattr(cal.Method, "fit", lambda *_: pytest.fail("a fit was started"))
+    bank = toy_bank(backbone="mine").save(tmp_path / "bank.safetensors")
+    (tmp_path / "study.json").write_text("{\"mine\": 1}")
+    (tmp_path / "drawn.png").write_bytes(b"\x89PNG mine")
+    (tmp_path / "table.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "old.csv").write_text(",".join(COLUMNS) + "\n")
+    (tmp_path / "old.previous.csv").write_text("a,b\n1,2\n")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    small = ("--methods", "zero-shot", "--shots", 1, "--seeds", 1, "--jobs", 1, "--out")
+    assert "is no classifier file" in fails("fit", "--bank", bank, "--shots", 1, "--out", bank)
+    for name, said in (("study.csv", "study.json"), ("drawn.csv", "drawn.png"), ("table.csv", "table.csv"),
+                       ("old.csv", "old.previous.csv")):
+        assert f"{said} is there already and is no " in fails("compare", "--banks", bank, *small, tmp_path / name)
+    assert "drawn.png is there already" in fails("sweep", "--banks", bank, "--shots", 1, "--out", tmp_path / "drawn.csv")
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_one_runs_twice_over_ones_own_output(run, tmp_path, toy_bank):
+    bank = toy_bank(backbone="mine").save(tmp_path / "bank.safetensors")
+    for _ in range(2):
+        run("fit", "--bank", bank, "--shots", 1, "--method", "zero-shot", "--out", tmp_path / "c.safetensors")
+        run("compare", "--banks", bank, "--methods", "zero-shot", "--shots", 1, "--seeds", 1, "--jobs", 1, "--out",
+            tmp_path / "t.csv")
+        run("sweep", "--banks", bank, "--method", "clip-adapter(steps=1)", "--grid", "alpha=0,1", "--grid", "reduction=1,4",
+            "--shots", 1, "--seeds", 1, "--jobs", 1, "--out", tmp_path / "s.csv")
+
+
+def test_a_bank_without_test_images_is_refused_before_the_others_are_run(fails, tmp_path, toy_bank):
+    good = toy_bank(backbone="mine").save(tmp_path / "good.safetensors")
+    none = toy_bank(dataset="untested", backbone="mine", test=0).save(tmp_path / "none.safetensors")
+    said = fails("compare", "--banks", f"{good},{none}", "--methods", "zero-shot", "--shots", 1, "--out",
+                 tmp_path / "c" / "c.csv")
+    assert "untested has no test images" in said and not (tmp_path / "c").exists()
+
+
+def test_one_damaged_bank_does_not_keep_the_others_from_being_listed(run, cache, toy_bank):
+    folder = cache / "banks" / "mine"
+    toy_bank(backbone="mine").save(folder / "good.safetensors")
+    (folder / "bad.safetensors").write_bytes(b"bad")
+    said = run("banks", "--backbone", "mine")
+    assert "good" in said and "bad.safetensors is not a complete feature bank" in said
+
+
+def test_brackets_in_names_are_no_markup(run, cache, tmp_path, toy_bank):
+    toy_bank(dataset="[/x]", backbone="mine").save(cache / "banks" / "mine" / "[red]x.safetensors")
+    assert "[red]x" in run("banks", "--backbone", "mine")
+    said = run("compare", "--backbone", "mine", "--banks", "[red]x", "--methods", "zero-shot", "--shots", 1, "--seeds", 1,
+               "--jobs", 1, "--out", tmp_path / "[b]" / "c.csv")
+    assert "[/x]" in said and f"Wrote {tmp_path}/[b]/c.csv" in said
+
+
 def test_a_bank_with_a_comma_in_its_name_stands_in_quotes(run, toy_bank, cache, tmp_path):
     for name in ("cats, dogs", "other"):
         toy_bank(dataset=name, backbone="mine").save(cache / "banks" / "mine" / f"{name}.safetensors")
     run("compare", "--backbone", "mine", "--banks", "other,'cats, dogs'", "--methods", "zero-shot", "--shots", 1, "--seeds",
         1, "--jobs", 1, "--out", tmp_path / "c.csv")
     assert {row["dataset"] for row in rows_of(tmp_path / "c.csv")} == {"cats, dogs", "other"}
+    run("compare", "--backbone", "mine", "--banks", "cats, dogs", "--methods", "zero-shot", "--shots", 1, "--seeds",
+        1, "--jobs", 1, "--out", tmp_path / "c.csv")  # as `build` says it, pasted
+    assert {row["dataset"] for row in rows_of(tmp_path / "c.csv")} == {"cats, dogs"}

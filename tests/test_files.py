@@ -1,12 +1,16 @@
 """Files are written whole or not at all, and known by their hash."""
+import errno
 import hashlib
 from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
+from safetensors import torch as writer
 from safetensors.torch import load_file
 
-from clip_adapter_lite.files import file_hash, tensor_hash, versions, whole, write_tensors
+from clip_adapter_lite.files import file_hash, located, tensor_hash, versions, whole, write_tensors
 
 
 def test_a_file_takes_its_place_once_it_is_whole(tmp_path):
@@ -24,6 +28,29 @@ def test_a_failure_leaves_the_older_file_and_nothing_else(tmp_path):
         partial.write_text("half")
         raise KeyboardInterrupt
     assert place.read_text() == "old" and list(tmp_path.iterdir()) == [place]
+
+
+@pytest.mark.parametrize("error", [SafetensorError("Error while serializing: I/O error: No space left (os error 28)"),
+                                   OSError(errno.ENOSPC, "No space left"), PermissionError(errno.EACCES, "Denied")])
+def test_tensors_that_the_disk_does_not_take_are_one_sentence_and_the_older_file_stays(tmp_path, monkeypatch, error,
+                                                                                       expect_refused):
+    place = write_tensors({"x": torch.ones(2)}, tmp_path / "t.safetensors")
+    before = place.read_bytes()
+
+    def fail(tensors, path, metadata=None):
+        path.write_bytes(b"half")
+        raise error
+    monkeypatch.setattr(writer, "save_file", fail)
+    with expect_refused(f"{place} could not be written (", OSError):
+        write_tensors({"x": torch.zeros(2)}, place)
+    assert place.read_bytes() == before and list(tmp_path.iterdir()) == [place]
+
+
+def test_a_name_that_only_begins_with_a_tilde_is_a_name():
+    assert located("~nobody of that name/x") == Path("~nobody of that name/x")
+    assert located("~/x") == Path.home() / "x"
+    with pytest.raises(ValueError, match="holds a NUL"):
+        located("a\0b")
 
 
 def test_the_hash_of_a_file_is_that_of_its_bytes(tmp_path):

@@ -364,6 +364,25 @@ def test_the_command_prints_what_it_measured_and_where_it_went(typed, tmp_path):
     assert (out / "runs.csv").read_text() == before  # seconds and all: nothing was run again
 
 
+def test_a_damaged_bank_is_named_and_the_others_are_run(typed, tmp_path):
+    bank_of("eurosat", 10).save(tmp_path / "banks" / "eurosat.safetensors")
+    (tmp_path / "banks" / "dtd.safetensors").write_bytes(b"bad")
+    said = typed("--banks", tmp_path / "banks", "--methods", "zero-shot", "--jobs", 1, "--out", tmp_path / "out")
+    assert re.search(r"Passed over: .*dtd\.safetensors is not a complete feature bank", said)
+    table = pandas.read_csv(tmp_path / "out" / "reproduce.csv")
+    assert row_of(table, "eurosat", "zero-shot", 0).seeds == 1
+    assert "dtd.safetensors is not a complete" in row_of(table, "dtd", "zero-shot", 0).remarks
+
+
+def test_a_page_that_this_did_not_write_is_kept(tmp_path):
+    for name in ("reproduce.md", "reproduce.csv"):
+        (tmp_path / name).write_text("mine")
+        with expect_refusal(f"{name} is there already", OSError):
+            reproduce([bank_of("eurosat", 10)], out=tmp_path, **QUICK)
+        assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, "mine")]
+        (tmp_path / name).unlink()
+
+
 def test_without_a_bank_the_command_says_how_to_build_one(typed, tmp_path, cache):
     said = typed("--backbone", RN50, "--out", tmp_path / "out")
     target = cache / "banks" / RN50 / "oxford_pets.safetensors"

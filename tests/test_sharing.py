@@ -329,8 +329,8 @@ def test_a_failing_push_leaves_the_old_bank(bank, other, monkeypatch, tmp_path, 
     def full(*args, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
     with monkeypatch.context() as patch:
-        patch.setattr(FeatureBank, "save", lambda self, path, save=FeatureBank.save:
-                      full() if "shared" in str(path) else save(self, path))
+        patch.setattr(FeatureBank, "save", lambda self, path, save=FeatureBank.save, **options:
+                      full() if "shared" in str(path) else save(self, path, **options))
         with expect_refused("shared/cats.safetensors could not be written ([Errno 28]", OSError):
             push(other, tmp_path / "shared", force=True)
     pull(url)

@@ -1,5 +1,4 @@
 """The command line: `clip-adapter-lite --help`."""
-import codecs
 import os
 import sys
 
@@ -10,32 +9,18 @@ from rich.markup import escape
 from . import banks, datasets, inference, reproduce, studies  # noqa: F401
 from .app import app
 
-STAND_INS = {"α": "alpha", "β": "beta", "±": "+-", "–": "-", "—": "-", "…": "...", "✓": "ok",
-             "→": "->", "━": "-"}
-
-
-def _stand_in(error: UnicodeError) -> tuple[str, int]:
-    """What an output that cannot show a character gets in its place: Windows writes cp1252, which
-    has no α, into a file.
-    """
-    lost = error.object[error.start:error.end]
-    return "".join(STAND_INS.get(letter, "?") for letter in lost), error.end
-
-
-codecs.register_error("stand-in", _stand_in)
-
 
 def main() -> None:
     """Run the command line; an error the user can mend is one sentence, not a traceback."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a test's stream, or a notebook's, has another class
-            stream.reconfigure(errors="stand-in")
+            stream.reconfigure(errors="stand-in")  # of naming.py
     try:
         app()
     except BrokenPipeError:  # `… | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
-    except (ValueError, OSError, RuntimeError, ArithmeticError, ImportError) as error:
+    except (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, ImportError) as error:
         Console(stderr=True).print(f"[red]Error:[/red] {escape(str(error))}", highlight=False,
                                    soft_wrap=True)
         raise SystemExit(2) from None

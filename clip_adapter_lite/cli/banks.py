@@ -4,12 +4,14 @@ from shlex import quote
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from ..banks import FeatureBank, cache_place, list_banks
 from ..datasets import names
+from ..errors import BankError
 from ..splits import SPLITS
-from .app import app, console
+from .app import app, console, told
 
 
 @app.command()
@@ -24,17 +26,23 @@ def banks(backbone: Annotated[str, typer.Option(help="Whose banks to list.")] = 
     for title in ("classes", "train / val / test", "shots up to", "zero-shot %"):
         numbers.add_column(title, justify="right")
     origins = Table.grid(padding=(0, 2))
+    damaged = []
     for name in list_banks(backbone):
-        bank = FeatureBank.load(name, backbone)
+        try:
+            bank = FeatureBank.load(name, backbone)
+        except (BankError, OSError) as error:  # one does not keep the others from being listed
+            damaged.append(str(error))
+            continue
         test = bank.splits["test"]  # no episode: a bank of ImageNet's variants has no training images
         right = cosine_logits(test.view().float(), bank.text_features.float(),
                               bank.logit_scale).argmax(1) == test.labels
-        numbers.add_row(name, str(len(bank.classnames)),
+        numbers.add_row(escape(name), str(len(bank.classnames)),
                         " / ".join(str(len(bank.splits[s])) for s in SPLITS), str(bank.max_shots),
                         f"{100 * right.double().mean():.1f}" if len(test) else "–")
-        origins.add_row(name, f"{bank.meta.get('source', 'unknown source')}. "
-                              f"{bank.meta.get('protocol', '')}.")
+        origins.add_row(escape(name), escape(f"{bank.meta.get('source', 'unknown source')}. "
+                                             f"{bank.meta.get('protocol', '')}."))
     console.print(numbers, "Where they come from, and how they were split:", origins)
+    told(*damaged)
     if backbone == "pocket":
         console.print("\nThe pocket CLIP's image tower is ImageNet-supervised: no number here says "
                       "anything of OpenAI's CLIP.")
@@ -92,19 +100,18 @@ def build(
     loaded = load_dataset(dataset, root, download=download, allow_missing=allow_missing, seed=seed)
     caps = {name: most for name, most in (("train", cap_train), ("val", cap_val)) if most}
     loaded = loaded.cap(**caps) if caps else loaded
-    called, out = loaded.name if out is None else out, out or cache_place(loaded.name, backbone)
+    called, out = loaded.name if out is None else out, out or cache_place(
+        loaded.name, backbone, "give the bank's file with --out")
     try:
         bank = build_bank(loaded, backbone, tag=tag, out=out, force=force, views=views,
                           preprocess=preprocess, templates=template, normalize_each=not raw_average,
                           batch=batch, workers=workers, skip_unreadable=skip_unreadable, seed=seed)
     except KeyboardInterrupt:
-        console.print(f"\nStopped. What is finished is kept in {out}.parts: the same command goes "
-                      "on from there.",
-                      highlight=False, soft_wrap=True)
+        told(f"\nStopped. What is finished is kept in {out}.parts: the same command goes on from "
+             "there.")
         raise typer.Exit(130) from None
-    console.print(f"Wrote {out}: {bank}; {bank.meta['protocol']}.\nUse it with --bank "
-                  f"{quote(str(called))} --backbone {bank.backbone}.", highlight=False,
-                  markup=False, soft_wrap=True)
+    told(f"Wrote {out}: {bank}; {bank.meta['protocol']}.",
+         f"Use it with --bank {quote(str(called))} --backbone {quote(bank.backbone)}.")
 
 
 @app.command()
@@ -121,9 +128,8 @@ def push(
     """
     from ..sharing import push
     url, digest = push(bank, dest, backbone=backbone, force=force)
-    console.print(f"Pushed to {url}; others get it with:\nclip-adapter-lite pull {quote(url)} "
-                  f"--sha256 {digest}",
-                  highlight=False, markup=False, soft_wrap=True)
+    told(f"Pushed to {url}; others get it with:",
+         f"clip-adapter-lite pull {quote(url)} --sha256 {digest}")
 
 
 @app.command()
@@ -143,9 +149,8 @@ def pull(
     from ..sharing import pull
     place = pull(source, name=name, sha256=sha256, force=force, progress=True)
     bank = FeatureBank.load(place)
-    console.print(f"Pulled {bank} to {place}; use it with --bank {quote(place.stem)} --backbone "
-                  f"{bank.backbone}.",
-                  highlight=False, markup=False, soft_wrap=True)
+    told(f"Pulled {bank} to {place}; use it with --bank {quote(place.stem)} --backbone "
+         f"{quote(bank.backbone)}.")
 
 
 @app.command()

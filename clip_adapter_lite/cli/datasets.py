@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..datasets import TABLE, downloadable, place
+from ..files import located
 from ..splits import SPLITS
 from .app import app, console
 
@@ -28,7 +29,7 @@ def datasets(
     """
     if unknown := [one for one in name or () if one not in TABLE]:
         raise ValueError(f"Unknown dataset '{unknown[0]}'; give one of {', '.join(TABLE)}.")
-    root = root and root.expanduser()
+    root = root and located(root)
     if root and not root.is_dir():
         raise FileNotFoundError(f"No folder {root}; --root is the folder that holds the datasets.")
     if name:

@@ -1,16 +1,19 @@
 """Commands for one classifier: fit it, and ask it about pictures."""
+import os
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
 
 from ..banks import FeatureBank
 from ..encoding import open_image
-from ..inference import load_classifier, save_classifier, zero_shot
+from ..files import located
+from ..inference import load_classifier, may_save_classifier, save_classifier, zero_shot
 from ..inference import predict as use
 from ..methods import METHODS, method_named
 from ..methods.labels import names_listed
-from .app import AllowFewer, app, console
+from .app import AllowFewer, app, console, told
 
 
 @app.command()
@@ -31,8 +34,9 @@ def fit(
     """
     from ..naming import features_of
     loaded = FeatureBank.load(bank, backbone)
-    episode = loaded.episode(shots, seed, allow_fewer=allow_fewer)
-    fitted = method_named(method).fit(episode)
+    episode, chosen = loaded.episode(shots, seed, allow_fewer=allow_fewer), method_named(method)
+    may_save_classifier(out)  # a fit that cannot be kept is lost
+    fitted = chosen.fit(episode)
     saved = save_classifier(fitted, out)  # before anything is measured or printed, which can fail
     facts = [f"α = {fitted.alpha:.2f}"] if fitted.alpha is not None else []
     if fitted.val_accuracy is not None:
@@ -40,10 +44,10 @@ def fit(
     facts.append(f"test accuracy {100 * fitted.accuracy(episode.test):.1f} % on "
                  f"{len(episode.test)} images"
                  if len(episode.test) else "test accuracy not measured, as the bank has no test images")
-    console.print(f"{fitted.method.label} on {loaded.dataset}, {shots} shots, seed {seed}: "
-                  f"{', '.join(facts)} (features: {features_of(backbone)}).", highlight=False)
-    console.print(f"Wrote {saved}; use it with "
-                  f"`clip-adapter-lite predict IMAGES… --classifier {out}`.", highlight=False)
+    told(f"{fitted.method.label} on {loaded.dataset}, {shots} shots, seed {seed}: "
+         f"{', '.join(facts)} (features: {features_of(loaded.backbone)}).",
+         f"Wrote {saved}; use it with "
+         f"`clip-adapter-lite predict IMAGES… --classifier {quote(str(saved))}`.")
 
 
 @app.command()
@@ -60,6 +64,9 @@ def predict(
     top: Annotated[int, typer.Option(help="How many classes to show.")] = 5,
     backbone: Annotated[str, typer.Option(help="Which CLIP, with --classes: pocket, or an "
                                                "open_clip name.")] = "pocket",
+    tag: Annotated[str | None, typer.Option(help="The backbone's weights: open_clip's tag, or a "
+                                                 "checkpoint's path; with --classifier, where "
+                                                 "the checkpoint lies now.")] = None,
 ):
     """Name what is in pictures, zero-shot from class names or with a fitted classifier.
 
@@ -70,14 +77,14 @@ def predict(
     if bool(classes) == bool(classifier):
         raise ValueError("Give either --classes \"cat, dog\" for zero-shot or --classifier FILE "
                          "for a fitted classifier.")
-    images = [image.expanduser() for image in images]
-    if absent := [str(image) for image in images if not image.is_file()]:
+    images = [located(image) for image in images]
+    if absent := [str(image) for image in images if not os.path.isfile(image)]:
         raise FileNotFoundError(f"No such picture: {', '.join(absent[:5])}; check the path.")
     if classifier:
         fitted = load_classifier(classifier)
-        model = load_backbone(fitted.origin["backbone"], fitted.origin["weights_tag"] or None)
+        model = load_backbone(fitted.origin["backbone"], tag or fitted.origin["weights_tag"] or None)
     else:
-        model = load_backbone(backbone)
+        model = load_backbone(backbone, tag)
         wanted = tuple(names_listed(classes))
         if not wanted:
             raise ValueError(f"--classes '{classes}' holds no name; write for example --classes "

@@ -1,13 +1,15 @@
 """The command that sets the paper's numbers beside ours."""
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
-from ..files import cache_folder
+from ..files import cache_folder, located
 from ..methods.labels import listed
-from .app import app, console, numbers
+from .app import app, console, numbers, told
 from .studies import Address, Engine, Jobs, Resume, stoppable
 
 
@@ -44,13 +46,15 @@ def reproduce(
     from ..experiments.reproduce import banks_in
     from ..experiments.reproduce import reproduce as run
     from ..naming import features_of
-    folder = banks or cache_folder() / "banks" / backbone
+    folder, out = located(banks or cache_folder() / "banks" / backbone), located(out)
+    damaged: dict[str, str] = {}
     with console.status("reading banks"):
-        found = banks_in(folder) if banks or folder.is_dir() else []
+        found = banks_in(folder, damaged) if banks or folder.is_dir() else []
+    told(*(f"Passed over: {why}." for why in damaged.values()))
     with stoppable(out / "runs.csv"):
         table = run(found, backbone, methods=listed(methods), shots=numbers(shots, "--shots"),
                     seeds=numbers(seeds, "--seeds"), out=out, resume=resume, jobs=jobs, engine=engine,
-                    address=address or None, progress=True)
+                    address=address or None, progress=True, damaged=damaged)
     measured = table[table.seeds > 0]
     if len(measured):
         console.print(f"Test accuracy in %, mean over seeds; features: {features_of(backbone)}.",
@@ -61,18 +65,16 @@ def reproduce(
         console.print("In brackets: ours minus the paper's, in points, where features and classes "
                       "are the paper's.")
     if measured.empty:
-        console.print(f"Nothing was measured: {folder} holds no bank of {backbone} that can be "
-                      "run. Build one with `clip-adapter-lite build --dataset oxford_pets --root "
-                      f"DATA --backbone {backbone} --out {folder / 'oxford_pets.safetensors'}`, or "
-                      "fetch one with `clip-adapter-lite pull SOURCE`.",
-                      highlight=False, soft_wrap=True)
+        place = quote(str(folder / "oxford_pets.safetensors"))
+        told(f"Nothing was measured: {folder} holds no bank of {backbone} that can be run. Build one "
+             "with `clip-adapter-lite build --dataset oxford_pets --root DATA --backbone "
+             f"{quote(backbone)} --out {place}`, or fetch one with `clip-adapter-lite pull SOURCE`.")
     absent = list(dict.fromkeys(table.dataset[table.paper.notna()
                                               & ~table.dataset.isin(measured.dataset)]))
     if absent:
         console.print(f"Not measured: {', '.join(absent)}.", highlight=False)
-    console.print(f"\nWrote {out / 'reproduce.md'} (with both protocols and every remark) and "
-                  f"{out / 'reproduce.csv'}.",
-                  highlight=False)
+    told(f"\nWrote {out / 'reproduce.md'} (with both protocols and every remark) and "
+         f"{out / 'reproduce.csv'}.")
 
 
 def compact(rows, method: str) -> Table:
@@ -89,5 +91,5 @@ def compact(rows, method: str) -> Table:
         said = {row.shots: f"{row.ours:.1f}" + (f" ({row.difference:+.1f})"
                                                 if row.difference == row.difference else "")
                 for row in cells.itertuples()}
-        table.add_row(dataset, *(said.get(s, "–") for s in shots))
+        table.add_row(escape(dataset), *(said.get(s, "–") for s in shots))
     return table

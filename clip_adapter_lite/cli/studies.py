@@ -4,16 +4,16 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
-from ..banks import FeatureBank
 from ..experiments.engines import ENGINES
+from ..files import located
 from ..methods import METHODS, CoOp, method_named
-from ..methods.labels import listed, names_listed, setting_value
-from .app import AllowFewer, app, console, numbers
+from ..methods.labels import listed, setting_value
+from .app import AllowFewer, app, banks_listed, console, numbers, told
 
-Banks = Annotated[str, typer.Option(help="Names or paths of banks, with commas; a name that holds "
-                                         "one stands in quotes.")]
+Banks = Annotated[str, typer.Option(help="Names or paths of banks, with commas.")]
 Jobs = Annotated[int, typer.Option(help="Processes; -1 for one a core.")]
 Engine = Annotated[str, typer.Option(help=f"{' or '.join(ENGINES)}: processes of this machine, or "
                                           "Ray's workers.")]
@@ -55,12 +55,13 @@ def compare(
     from .. import plots
     from ..experiments.compare import compare as run
     from ..experiments.compare import pending, summarise
-    out = out.expanduser()
-    loaded = [FeatureBank.load(name, backbone) for name in names_listed(banks)]
+    out = located(out)
+    loaded = banks_listed(banks, backbone)
     study = dict(banks=loaded, methods=listed(methods), shots=numbers(shots, "--shots"),
                  seeds=numbers(seeds, "--seeds"), allow_fewer=allow_fewer,
                  validation=not shots_only)
     console.print(pending(**study, out=out if resume else None))
+    plots.may_save(out.with_suffix(".png"))
     with stoppable(out):
         table = run(**study, out=out, resume=resume, jobs=jobs, engine=engine,
                     address=address or None, progress=True)
@@ -69,13 +70,12 @@ def compare(
     what = f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
     for bank in loaded:
         here = summary[(summary.dataset == bank.dataset)]
-        console.print(accuracy_table(here, f"{bank.dataset}: test accuracy in %, {what}",
+        console.print(accuracy_table(here, f"{escape(bank.dataset)}: test accuracy in %, {what}",
                                      plots.features_of(bank.backbone)))
-    for line in notes(table, out):
-        console.print(line, highlight=False)
+    told(*notes(table, out))
     picture = plots.save(plots.accuracy_over_shots(table), out.with_suffix(".png"))
-    console.print(f"\nWrote {out} ({len(table)} runs), {out.with_suffix('.json')} (what they were "
-                  f"computed from) and {picture}.", highlight=False)
+    told(f"\nWrote {out} ({len(table)} runs), {out.with_suffix('.json')} (what they were computed "
+         f"from) and {picture}.")
 
 
 @contextmanager
@@ -84,8 +84,8 @@ def stoppable(out: Path):
     try:
         yield
     except KeyboardInterrupt:
-        console.print(f"\nStopped. The finished runs are in {out}: the same command with --resume "
-                      "goes on from there.")
+        told(f"\nStopped. The finished runs are in {out}: the same command with --resume goes on "
+             "from there.")
         raise typer.Exit(130) from None
 
 
@@ -166,24 +166,26 @@ def sweep(
     from .. import plots
     from ..experiments.sweep import chosen_on_validation, plan_sweep
     from ..experiments.sweep import sweep as run
-    axes = dict(map(grid_axis, grid))
-    loaded = [FeatureBank.load(name, backbone) for name in names_listed(banks)]
+    out, axes = located(out), dict(map(grid_axis, grid))
+    drawn = [name for name, values in axes.items() if len(values) > 1]
+    loaded = banks_listed(banks, backbone)
     study = dict(banks=loaded, base=method_named(method), grid=axes,
                  shots=numbers(shots, "--shots"), seeds=numbers(seeds, "--seeds"),
                  allow_fewer=allow_fewer)
     console.print(f"{len(plan_sweep(**study))} runs: {len(study['banks'])} bank(s) × "
                   f"{' × '.join(f'{len(values)} {name}' for name, values in axes.items())} × "
                   f"{len(study['shots'])} shots × {len(study['seeds'])} seeds.", highlight=False)
+    if len(drawn) > 1:
+        plots.may_save(out.with_suffix(".png"))
     with stoppable(out):
         table = run(**study, out=out, resume=resume, jobs=jobs, engine=engine,
                     address=address or None, progress=True)
     console.print(chosen_table(chosen_on_validation(table, axes), axes, plots.features_of(backbone)))
     written = [str(out), str(out.with_suffix(".json"))]
-    drawn = [name for name, values in axes.items() if len(values) > 1]
     if len(drawn) > 1:
         x, y = ("alpha", next(n for n in drawn if n != "alpha")) if "alpha" in drawn else drawn[:2]
         written.append(str(plots.save(plots.heat_map(table, x, y), out.with_suffix(".png"))))
-    console.print(f"\nWrote {', '.join(written)} ({len(table)} runs).", highlight=False)
+    told(f"\nWrote {', '.join(written)} ({len(table)} runs).")
 
 
 def chosen_table(chosen, axes, features: str) -> Table:
@@ -195,7 +197,7 @@ def chosen_table(chosen, axes, features: str) -> Table:
     for title in ("bank", "shots", *axes, "validation", "test", "best on test"):
         table.add_column(title, justify="left" if title == "bank" else "right")
     for row in chosen.to_dict("records"):
-        table.add_row(row["dataset"], str(row["shots"]),
+        table.add_row(escape(row["dataset"]), str(row["shots"]),
                       *(f"{row[a]:g}" if isinstance(row[a], float) else str(row[a])
                                                          for a in axes),
                       *(f"{100 * row[k]:.1f}" for k in ("val_accuracy", "accuracy", "best_accuracy")))

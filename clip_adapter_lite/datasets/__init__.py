@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 from ..errors import BankError, one_line
+from ..files import located
 from . import archives, imagenet, official
 from .base import ImageDataset, complete, split_by_hash, unread
 from .coop import read_split
@@ -77,7 +78,7 @@ def load_dataset(name: str, root: str | Path, *, download: bool = False, allow_m
     """
     if name not in TABLE:
         raise ValueError(f"Unknown dataset '{name}'; give one of {', '.join(TABLE)}.")
-    facts, root = TABLE[name], Path(root).expanduser()
+    facts, root = TABLE[name], located(root)
     about = dict(name=name, templates=tuple(facts["templates"]), source=facts["source"],
                  licence=facts["licence"])
     if not root.is_dir() and not (download and facts["folders"]):

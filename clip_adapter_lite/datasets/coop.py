@@ -1,10 +1,10 @@
 """CoOp's fixed splits: `split_zhou_<Name>.json`, which hold {"train": [[path, label, class name],
 …], "val", "test"}.
 """
-import json
 from pathlib import Path
 
 from ..errors import BankError
+from ..files import parsed
 from ..splits import SPLITS
 from .base import Item
 
@@ -16,12 +16,12 @@ def read_split(path: Path, images: Path) -> tuple[tuple[str, ...], dict[str, lis
     Raises BankError if the file is not such a split, or a label goes by two names.
     """
     try:
-        rows = json.loads(path.read_bytes())
+        rows = parsed(path.read_bytes())
         splits = {part: [(images / str.replace(file, "\\", "/"), int(label))
                          for file, label, _ in rows[part]]
                   for part in SPLITS}
         named = sorted({(int(label), str(name)) for part in SPLITS for _, label, name in rows[part]})
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise BankError(f"{path} is not one of CoOp's split files ({type(error).__name__}), which "
                         "hold train, val and test as lists of [path, label, class name]; fetch it "
                         "again.") from error

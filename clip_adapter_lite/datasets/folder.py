@@ -1,10 +1,10 @@
 """Your own pictures: a folder of classes, split by you (train, val, test) or by seed."""
-import json
 import re
 from collections import Counter
 from pathlib import Path
 
 from ..errors import BankError, one_line
+from ..files import parsed
 from ..naming import as_words, composed, count
 from ..splits import SPLITS
 from .base import SUFFIXES, Item, folder_items, hidden, hold_out, pictures, split_by_hash
@@ -160,7 +160,7 @@ def _names(classes: list[str], root: Path) -> tuple[str, ...]:
     path = root / "classes.json"
     if path.is_file():
         try:
-            given = json.loads(path.read_bytes())  # any UTF, with a mark or without
+            given = parsed(path.read_bytes())  # any UTF, with a mark or without
         # a guess among the old code pages would be wrong without a word
         except UnicodeDecodeError as error:
             raise BankError(f"{path} is text of an old Windows or Mac code page "

@@ -17,6 +17,7 @@ def pending(banks, methods, shots, seeds, out: str | Path | None = None, *,
     """A table of the runs to be done, by bank and method; `out` is a CSV whose finished rows are
     not counted.
     """
+    from rich.markup import escape
     from rich.table import Table
     runs = plan(banks, methods, shots, seeds, allow_fewer=allow_fewer, validation=validation)
     done = set(read_rows(Path(out))) if out and Path(out).exists() else set()
@@ -26,7 +27,7 @@ def pending(banks, methods, shots, seeds, out: str | Path | None = None, *,
     for bank in dict.fromkeys(run.bank for run in runs):
         counts = [sum(run.bank is bank and run.method.label == label for run in left)
                   for label in labels]
-        table.add_row(bank.dataset, *map(str, counts))
+        table.add_row(escape(bank.dataset), *map(str, counts))
     return table
 
 

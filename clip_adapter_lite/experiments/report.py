@@ -10,6 +10,7 @@ from .paper import paper, settings
 
 RESIZING = {"shortest": "CLIP style (aspect ratio kept, centre crop)",
             "squash": "CoOp style (both sides squashed)"}
+TITLE = "# The paper's numbers beside ours: "
 PROTOCOL = ("the bank's own split (CoOp's where it says so, below); fitted on `shots` training "
             "images a class, or on what a class has; α learned, and whatever else a method selects "
             "chosen, on min(shots, 4) validation images a class; the test split used once; AdamW on "
@@ -25,7 +26,7 @@ def style(bank: FeatureBank) -> str:
 def markdown(table, banks: Sequence[FeatureBank], backbone: str,
              unfit: Mapping[str, str] | None = None) -> str:
     """The table as a page: a section per method, the two protocols, the banks and the sources."""
-    lines = [f"# The paper's numbers beside ours: {backbone}", "",
+    lines = [f"{TITLE}{backbone}", "",
              "Accuracy in %. A cell holds theirs / ours ± standard deviation over seeds / ours - "
              "theirs in points; the difference stands only where features and classes are the "
              "paper's.", "",

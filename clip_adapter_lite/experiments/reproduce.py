@@ -10,35 +10,46 @@ from statistics import fmean
 import torch
 
 from ..banks import FeatureBank
-from ..files import whole
+from ..errors import BankError, one_line
+from ..files import begins, located, may_write, whole
 from ..methods import Method, ZeroShot, method_named
 from ..transfer import shifted
 from .compare import summarise
 from .engines import check_engine
 from .paper import paper, paper_averages, paper_numbers, settings
-from .report import RESIZING, markdown, style
+from .report import RESIZING, TITLE, markdown, style
 from .runs import COLUMNS, Results, execute, plan, tidy
 
 AVERAGE = "average of the eleven"
 
 
-def banks_in(folder: str | Path) -> list[FeatureBank]:
+def banks_in(folder: str | Path, damaged: dict[str, str] | None = None) -> list[FeatureBank]:
     """The folder's `*.safetensors`, in name order.
 
-    Raises FileNotFoundError without such a folder, BankError for a file that is not a whole bank.
+    damaged: gets, by its name, what is wrong with each file that is not a whole bank, which is
+        passed over.
+    Raises FileNotFoundError without such a folder; without `damaged`, BankError for such a file.
     """
-    folder = Path(folder)
+    folder, found = located(folder), []
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder}; give the one that holds the banks "
                                 "(*.safetensors).")
-    return [FeatureBank.load(path) for path in sorted(folder.glob("*.safetensors"))]
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            found.append(FeatureBank.load(path))
+        except (BankError, OSError) as error:
+            if damaged is None:
+                raise
+            damaged[path.stem] = one_line(error)
+    return found
 
 
 def reproduce(banks: Iterable[FeatureBank], backbone: str = "RN50-quickgelu", *,
               methods: Sequence[str | Method] = ("zero-shot", "clip-adapter"),
               shots: Sequence[int] = (1, 2, 4, 8, 16), seeds: Sequence[int] = (1, 2, 3),
               out: str | Path = "results/reproduce", resume: bool = False, jobs: int = 1,
-              engine: str = "joblib", address: str | None = None, progress: bool = False):
+              engine: str = "joblib", address: str | None = None, progress: bool = False,
+              damaged: Mapping[str, str] | None = None):
     """Run the protocol over the backbone's banks and set the result beside the paper's numbers: a
     DataFrame of both.
 
@@ -50,20 +61,24 @@ def reproduce(banks: Iterable[FeatureBank], backbone: str = "RN50-quickgelu", *,
 
     out: a folder that gets reproduce.md, reproduce.csv and the engine's runs.csv and runs.json, to
         which resume=True adds.
-    jobs, engine, address: as for `compare`.
+    jobs, engine, address: as for `compare`. damaged: as `banks_in` fills it; the page tells it.
     Raises ValueError or BankError, before any work, for what cannot be run; a bank that lacks
     images of a class, or validation images that a method needs, is not run, and its remarks say so.
     """
     import pandas
     check_engine(engine, jobs, address)
-    banks, out = [bank for bank in banks if bank.backbone == backbone], Path(out)
+    banks, out = [bank for bank in banks if bank.backbone == backbone], located(out)
     methods = [method_named(method) if isinstance(method, str) else method for method in methods]
     unfit = {bank.dataset: why for bank in banks if (why := _unfit_reason(bank, methods))}
     fit = [bank for bank in banks if bank.dataset not in unfit]
+    starts = {"reproduce.csv": "dataset,backbone,method,shots,paper,", "reproduce.md": TITLE}
+    for name, start in starts.items():
+        may_write(out / name, lambda there, start=start: begins(there, start), "page or table")
     # sees no shots and has no chance in it
     zero = [method for method in methods if isinstance(method, ZeroShot)]
     others = [method for method in methods if method not in zero]
     shifts = _shifts(fit, banks, unfit)
+    unfit = dict(damaged or {}) | unfit
     runs = []
     if fit and zero:
         runs += plan(fit + shifts, zero, [1], [1], allow_fewer=True)

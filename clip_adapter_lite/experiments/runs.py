@@ -10,9 +10,10 @@ from pathlib import Path
 
 from ..banks import FeatureBank
 from ..devices import threads
-from ..errors import BankError
-from ..files import versions, whole
+from ..errors import BankError, one_line
+from ..files import begins, located, may_write, parsed, unwritten, versions, whole
 from ..methods import Method, method_named
+from ..naming import count, showable
 from ..progress import bar
 from ..values import shown, whole_number
 from .engines import finished
@@ -47,12 +48,18 @@ class Run:
         return self.bank.dataset, self.bank.backbone, self.method.label, self.shots, self.seed
 
     def __call__(self) -> tuple[tuple, dict, dict]:
-        """(key, row, details) of the finished run; one thread, the fastest for these small matrices."""
+        """(key, row, details) of the finished run; one thread, the fastest for these small matrices.
+
+        A run that this bank or method does not allow has no row, and says why in its details.
+        """
         with threads(1):
-            episode = self.bank.episode(self.shots, self.seed, allow_fewer=self.allow_fewer)
-            episode = episode if self.validation else episode.shots_only()
-            fitted = self.method.fit(episode)
-            accuracy = fitted.accuracy(episode.test)
+            try:
+                episode = self.bank.episode(self.shots, self.seed, allow_fewer=self.allow_fewer)
+                episode = episode if self.validation else episode.shots_only()
+                fitted = self.method.fit(episode)
+                accuracy = fitted.accuracy(episode.test)
+            except ValueError as error:
+                return self.key, {}, {"failed": one_line(error)}
         row = dict(zip(KEY, self.key), labelled=self.method.labelled(episode), accuracy=accuracy,
                    val_accuracy=fitted.val_accuracy, alpha=fitted.alpha, steps=fitted.steps,
                    seconds=round(fitted.seconds, 4), parameters=fitted.parameters)
@@ -104,7 +111,7 @@ def cells(banks, shots, seeds) -> tuple[list[FeatureBank], list[int], list[int]]
 
 def checked(runs: list[Run]) -> list[Run]:
     """The runs themselves, unless there are none, one is there twice, or a bank has too few shots
-    for one.
+    for one or no images to judge it on.
     """
     if not runs:
         raise ValueError("Nothing to run: give at least one bank, method, number of shots and seed.")
@@ -115,6 +122,9 @@ def checked(runs: list[Run]) -> list[Run]:
                              "and seed once.")
         seen.add(run.key)
     for run in runs:
+        if not len(run.bank.splits["test"]):
+            raise BankError(f"{run.bank.dataset} has no test images, so nothing fitted to it could "
+                            "be judged; leave that bank out, or build it with some.")
         if not run.validation and run.method.needs_validation:
             raise ValueError(f"{run.method.label} chooses a setting on validation images, which "
                              "shots only have not; give that setting a number.")
@@ -126,16 +136,38 @@ def checked(runs: list[Run]) -> list[Run]:
 def read_rows(path: Path, columns: Sequence[str] = COLUMNS) -> dict[tuple, dict]:
     """The finished rows of a results CSV by key; a last line that was cut off in the writing is
     dropped.
+
+    Raises ValueError, naming the file, for one of something else.
     """
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets put a mark there
+    except UnicodeDecodeError:
+        text = ""
     if text.split("\n", 1)[0].strip() != ",".join(columns):
         raise ValueError(f"{path} is not a file of results, whose first line is "
-                         f"{','.join(columns)}; give another --out.")
+                         f"{','.join(columns)}; give another --out (out=…).")
     rows = {}
-    for row in csv.DictReader(text[:text.rfind("\n") + 1].splitlines()):
-        row["shots"], row["seed"] = int(row["shots"]), int(row["seed"])
+    for number, row in enumerate(csv.DictReader(text[:text.rfind("\n") + 1].splitlines()), 2):
+        try:
+            row["shots"], row["seed"] = int(row["shots"]), int(row["seed"])
+            float(row["accuracy"])
+            if None in row or None in row.values():
+                raise ValueError("it has more or fewer columns")
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: row {number} is not one of results ({one_line(error)}); mend "
+                             "or delete that line, or give another --out (out=…).") from error
         rows[tuple(row[k] for k in KEY)] = row
     return rows
+
+
+def about_results(path: Path) -> dict:
+    """What the JSON beside a results CSV says; {} if there is none, or one of something else."""
+    try:
+        found = parsed(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    known = isinstance(found, dict) and found.keys() >= {"banks", "methods", "details"}
+    return found if known else {}
 
 
 def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Mapping]) -> None:
@@ -152,11 +184,11 @@ class Results:
 
     Opening an existing file with resume=True keeps its finished rows (a half-written last line is
     dropped) and raises ValueError if it belongs to other banks or settings; without, the old file
-    is kept as NAME.previous.csv.
+    is kept as NAME.previous.csv. Raises OSError if one of these files is no study's.
     """
 
     def __init__(self, path: Path, runs: Sequence[Run], resume: bool, columns: Sequence[str] = COLUMNS):
-        path = path.expanduser()
+        path = located(path)
         # the table's companions have these names
         if path.is_dir() or path.suffix.lower() in (".json", ".png"):
             raise ValueError(f"{path} cannot be the results' table, beside which a .json and a "
@@ -168,17 +200,18 @@ class Results:
             "protocol": PROTOCOLS[all(run.validation for run in runs)],
             "versions": versions(), "details": {}}
         self.rows: dict[tuple, dict] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
+        previous = path.with_suffix(".previous.csv")
+        for table in [] if resume else [path, previous]:  # `read_rows` says what else it is
+            may_write(table, lambda there: begins(there, ",".join(KEY)), "table of results")
+        may_write(self.about_path, lambda there: bool(about_results(there)), "description of results")
         if path.exists() and resume:
             self._resume()
         elif path.exists():
-            path.replace(path.with_suffix(".previous.csv"))
+            path.replace(previous)
         self._rewrite(self.rows.values())
 
     def _resume(self) -> None:
-        before = {}
-        if self.about_path.exists():
-            before = json.loads(self.about_path.read_text(encoding="utf-8"))
+        before = about_results(self.about_path)
         if before.get("protocol", self.about["protocol"]) != self.about["protocol"]:
             raise ValueError(f"{self.path} was computed by another protocol ({before['protocol']}), so "
                              "its rows cannot be mixed with new ones; give another --out.")
@@ -187,7 +220,7 @@ class Results:
                 if before.get(what, {}).get(name, value) != value:
                     raise ValueError(f"{self.path} was computed with another '{name}' than "
                                      "today's, so its rows cannot be mixed with new ones; leave "
-                                     "out --resume, or give another --out.")
+                                     "out --resume (resume=True), or give another --out (out=…).")
             self.about[what] = before.get(what, {}) | self.about[what]
         self.about["details"] = before.get("details", {})
         self.rows = read_rows(self.path, self.columns)
@@ -197,16 +230,19 @@ class Results:
         self.rows[key] = row
         told = {k: v for k, v in details.items() if k != "scores"}
         self.about["details"][" / ".join(map(str, key))] = told
-        with self.path.open("a", encoding="utf-8", newline="") as file:
-            csv.DictWriter(file, self.columns).writerow(row)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self.path.open("a", encoding="utf-8", newline="") as file:
+                csv.DictWriter(file, self.columns).writerow(row)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise unwritten(self.path, error, "go on with --resume (resume=True)") from error
 
     def finish(self, runs: Sequence[Run]) -> None:
         """Put the rows in the order of the plan (rows of earlier studies in the file go first)."""
         planned = [run.key for run in runs]
         kept = [key for key in self.rows if key not in set(planned)]
-        self._rewrite(self.rows[key] for key in kept + planned)
+        self._rewrite(self.rows[key] for key in kept + planned if key in self.rows)
 
     def _rewrite(self, rows: Iterable[dict]) -> None:
         write_rows(self.path, self.columns, rows)
@@ -219,19 +255,32 @@ def execute(runs: Sequence[Run], results: Results | None = None, *, progress: bo
     """Rows of all runs, in their order; those that `results` already has are not run again.
 
     engine: jobs, engine and address of `engines.finished`. Rows are the same for any of them.
+    Raises BankError, with what `results` keeps, for runs that a bank or method does not allow, once
+    the others are done; without `results` at once.
     """
     from rich.progress import MofNCompleteColumn, TimeElapsedColumn
     rows = dict(results.rows) if results else {}
     left = [run for run in runs if run.key not in rows]
+    failed: dict[tuple, str] = {}
     with bar(MofNCompleteColumn(), TimeElapsedColumn(), shown=progress) as display:
         task = display.add_task("runs", total=len(runs), completed=len(runs) - len(left))
         for key, row, details in finished(left, **engine):
-            rows[key] = row
-            if results:
-                results.add(key, row, details)
-            display.update(task, advance=1, description=f"{key[0]} · shots {key[3]}")
+            if row:
+                rows[key] = row
+                if results:
+                    results.add(key, row, details)
+            else:
+                failed[key] = details["failed"]
+                if not results:
+                    raise BankError(f"{failed[key]}.")
+            display.update(task, advance=1, description=showable(f"{key[0]} · shots {key[3]}"))
     if results:
         results.finish(runs)
+    if failed:
+        why = "; ".join(list(dict.fromkeys(failed.values()))[:5])
+        raise BankError(f"{len(failed)} of {count(len(runs), 'run')} could not be done ({why}); the "
+                        f"others are kept in {results.path}, so leave those out and go on with "
+                        "--resume (resume=True).")
     # a row that was read back from a file holds text
     return [rows[run.key] | run.shown for run in runs]
 

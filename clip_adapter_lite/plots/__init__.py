@@ -25,11 +25,11 @@ from .studies import (
     heat_map,
     reliability,
 )
-from .style import COLOURS, Figure, colours_of, describe, save, theme
+from .style import COLOURS, Figure, colours_of, describe, may_save, save, theme
 
 __all__ = ["COLOURS", "Figure", "NAMES", "accuracy_bars", "accuracy_over_alpha",
            "accuracy_over_shots", "alpha_history", "best_ratio", "colours_of", "describe",
            "differences", "episode_grid", "error_over_scale", "features_of", "gain_scatter",
-           "heat_map", "manifold", "measures", "prompt_result", "ratio_distributions",
+           "heat_map", "manifold", "may_save", "measures", "prompt_result", "ratio_distributions",
            "ratio_over_steps", "reliability", "reliability_shift", "save", "settings_tried", "theme",
            "training_curves"]

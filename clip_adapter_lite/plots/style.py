@@ -15,7 +15,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.ticker import FixedLocator
 from matplotlib.transforms import Bbox
 
-from ..files import whole
+from ..files import located, may_write, whole
 from ..naming import features_of
 
 PALETTE = seaborn.color_palette("colorblind").as_hex()
@@ -30,6 +30,9 @@ COLOURS = {"zero-shot": GREY, "linear-probe": PALETTE[0], "coop": PALETTE[2],
 # the rest of Tol's muted scheme, first those that colour-blind eyes tell apart best
 OTHERS = ["#cc6677", "#88ccee", "#117733", "#ddcc77", "#44aa99", "#999933", "#aa4499"]
 MARKERS = dict(zip(COLOURS, "oosoDDv^XP"))  # a second sign beside the colour
+
+
+MARK = "clip-adapter-lite"  # in the pictures that `save` writes
 
 
 class Figure(matplotlib.figure.Figure):
@@ -69,11 +72,23 @@ def theme() -> dict:
 
 
 def save(figure: matplotlib.figure.Figure, path: str | Path) -> Path:
-    """Write the figure under a temporary name and rename it."""
-    path = Path(path)
+    """Write the figure under a temporary name and rename it. Raises OSError, one sentence, if the
+    disk does not take it.
+    """
+    path = located(path)
+    kind = path.suffix[1:].lower() or "png"
+    mark = {"metadata": {"Software": MARK}} if kind == "png" else {}
     with whole(path) as partial:
-        figure.savefig(partial, format=path.suffix[1:] or "png", dpi=150, bbox_inches="tight")
+        figure.savefig(partial, format=kind, dpi=150, bbox_inches="tight", **mark)
     return path
+
+
+def may_save(path: str | Path) -> None:
+    """Raise OSError, one sentence, if a PNG lies at `path` that `save` did not write."""
+    def ours(there: Path) -> bool:
+        start = there.read_bytes()[:4096]
+        return start.startswith(b"\x89PNG") and MARK.encode() in start
+    may_write(path, ours, "picture")
 
 
 def colours_of(names: Iterable[str]) -> dict:
