@@ -85,7 +85,7 @@ class FeatureBank:
 
     def __repr__(self):
         sizes = " / ".join(str(len(self.splits[s])) for s in SPLITS)
-        return (f"FeatureBank({self.dataset!r}, backbone={self.backbone!r}: {len(self.classnames)} "
+        return (f"FeatureBank({self.dataset!r}, {self.backbone!r}: {len(self.classnames)} "
                 f"classes, {sizes} train / val / test, D = {self.text_features.shape[1]})")
 
     # ── episodes ──────────────────────────────────────────────────────────────────────────────────

@@ -148,7 +148,7 @@ class Comparison:
         mean, low, high = (self.difference, self.low, self.high) if self.high >= 0 else \
                           (-self.difference, -self.high, -self.low)
         return (f"{found}: {100 * mean:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}], "
-                f"{self.banks} bank{'s' * (self.banks != 1)}, {self.runs} paired "
+                f"{self.banks} bank{'s' * (self.banks != 1)}, {self.runs} "
                 f"run{'s' * (self.runs != 1)}")
 
 

@@ -449,7 +449,7 @@ def test_the_numbers_of_images_may_be_zero_in_validation_and_test(toy_bank):
 
 def test_repr_says_what_the_bank_is(toy_bank):
     assert repr(toy_bank(classes=3, train=4, val=2, test=5)) == \
-        "FeatureBank('toy', backbone='none': 3 classes, 12 / 6 / 15 train / val / test, D = 16)"
+        "FeatureBank('toy', 'none': 3 classes, 12 / 6 / 15 train / val / test, D = 16)"
 
 
 # ── the hash ──────────────────────────────────────────────────────────────────────────────────────────────────

@@ -309,11 +309,11 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
 
 
 @pytest.mark.parametrize("numbers, verdict, printed", [
-    ((.032, .011, .05), "x above y", "x above y: +3.2 points [+1.1, +5.0], 12 banks, 360 paired runs"),
-    ((-.032, -.05, -.011), "y above x", "y above x: +3.2 points [+1.1, +5.0], 12 banks, 360 paired runs"),
-    ((.01, -.011, .031), "cannot tell", "cannot tell x from y: +1.0 points [-1.1, +3.1], 12 banks, 360 paired runs"),
-    ((.01, 0., .02), "cannot tell", "cannot tell x from y: +1.0 points [+0.0, +2.0], 12 banks, 360 paired runs"),
-    ((-.01, -.02, 0.), "cannot tell", "cannot tell x from y: -1.0 points [-2.0, +0.0], 12 banks, 360 paired runs"),
+    ((.032, .011, .05), "x above y", "x above y: +3.2 points [+1.1, +5.0], 12 banks, 360 runs"),
+    ((-.032, -.05, -.011), "y above x", "y above x: +3.2 points [+1.1, +5.0], 12 banks, 360 runs"),
+    ((.01, -.011, .031), "cannot tell", "cannot tell x from y: +1.0 points [-1.1, +3.1], 12 banks, 360 runs"),
+    ((.01, 0., .02), "cannot tell", "cannot tell x from y: +1.0 points [+0.0, +2.0], 12 banks, 360 runs"),
+    ((-.01, -.02, 0.), "cannot tell", "cannot tell x from y: -1.0 points [-2.0, +0.0], 12 banks, 360 runs"),
 ])
 def test_the_verdict_follows_the_rule(numbers, verdict, printed):
     found = Comparison("x", "y", *numbers, banks=12, runs=360)

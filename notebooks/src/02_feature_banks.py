@@ -22,6 +22,7 @@ BACKBONE = "pocket"   # or "RN50-quickgelu" once its banks are built or pulled
 
 import time
 from dataclasses import replace
+from textwrap import fill
 
 import pandas
 
@@ -80,7 +81,7 @@ print("text features", list(bank.text_features.shape), "| templates", bank.templ
 # %%
 # NBVAL_CHECK_OUTPUT
 print(bank.meta["source"])
-print("split:", bank.meta["protocol"])
+print(fill(f"split: {bank.meta['protocol']}", 96))
 print("hash:", bank.hash[:12])
 
 # %% [markdown]

@@ -328,7 +328,7 @@ plots.differences({f"{name}\nminus the paper's": comparison for name, comparison
 # NBVAL_CHECK_OUTPUT
 reference = cal.reference()
 constant = cal.paired_bootstrap(reference[reference.seed <= 3], "clip-adapter(alpha=val)", "clip-adapter(alpha=0.2)")
-print(f"α searched against α = 0.2 (precomputed): {constant}")
+print(f"α searched against α = 0.2 (precomputed):\n   {constant}")
 
 # %% [markdown]
 # ## What we found against what the paper says

@@ -125,7 +125,7 @@ def margins(rival):
 # NBVAL_CHECK_OUTPUT
 shrinks = {rival: cal.paired_bootstrap(margins(rival), "few shots", "many shots") for rival in rivals}
 for rival, comparison in shrinks.items():
-    print(f"margin over {rival}: {comparison}")
+    print(f"margin over {rival}:\n   {comparison}")
 
 # %% [markdown]
 # ## Run some of it again
@@ -273,8 +273,9 @@ for statement, comparison in claims.items():
 # NBVAL_CHECK_OUTPUT
 for shots in (1, 16):
     rows = complete[complete.shots == shots]
-    print(f"shots {shots:2}: α learned or 0.2: {cal.paired_bootstrap(rows, 'clip-adapter', 'clip-adapter(alpha=0.2)')}")
-    print(f"          α = 0.2 or the probe: {cal.paired_bootstrap(rows, 'clip-adapter(alpha=0.2)', 'linear-probe')}")
+    print(f"{shots} shot{'s' * (shots > 1)}")
+    print(f"   {cal.paired_bootstrap(rows, 'clip-adapter', 'clip-adapter(alpha=0.2)')}")
+    print(f"   {cal.paired_bootstrap(rows, 'clip-adapter(alpha=0.2)', 'linear-probe')}")
 
 # %% [markdown]
 # Where a constant α does better than the searched one, the search has chosen badly, for want of validation pictures. How

@@ -258,8 +258,8 @@ second = cost["a second ReLU,\nα = 1.0"]
 print(f"the official code's second ReLU at α = 1: {second.verdict} ({100 * second.difference:+.1f} points)")
 if BACKBONE == "pocket":
     ours, text, block = (100 * curve.test.iloc[-1] for curve in curves.values())
-    print(f"adapting beats fine-tuning: not judged, one seed; {ours:.0f} % against {text:.0f} % for the text tower and "
-          f"{block:.0f} % for the last visual block")
+    print("adapting beats fine-tuning: not judged, one seed")
+    print(f"   {ours:.0f} % against {text:.0f} % for the text tower and {block:.0f} % for the last visual block")
 
 # %% [markdown]
 # The paper found D/4 the best width at 16 shots, on its datasets and with real CLIP. Two banks and three seeds are little

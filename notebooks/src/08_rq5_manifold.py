@@ -172,7 +172,7 @@ measures = ["silhouette", "fisher", "purity"]
 verdicts = {(other, measure): cal.paired_bootstrap(table, "adapter, residual", other, metric=measure)
             for other in against for measure in measures}
 for (_, measure), comparison in verdicts.items():
-    print(f"{measure:11} {comparison}")
+    print(f"{measure}:\n   {comparison}")
 
 # %% [markdown]
 # ## Where CoOp does show
@@ -261,7 +261,7 @@ widgets.manifold_explorer(drawn, episode.test.labels, bank.classnames, BACKBONE)
 # %%
 for (other, measure), comparison in verdicts.items():
     answer = "agrees" if comparison.low > 0 else "disagrees" if comparison.high < 0 else "cannot tell"
-    print(f"{answer:12} features with residual separate better than those of {other}, by {measure}")
+    print(f"{answer:12} with the residual classes lie better apart than in {other}, by {measure}")
 
 # %% [markdown]
 # **Why.** Cross-entropy pulls the support images of a class towards one row of W, and new images of that class follow as far

@@ -22,6 +22,7 @@
 BACKBONE = "pocket"   # or "RN50-quickgelu" once its banks are built or pulled
 
 from statistics import harmonic_mean
+from textwrap import fill
 
 import pandas
 import torch
@@ -199,7 +200,7 @@ for method in (cal.LinearProbe(), cal.TipAdapter(alpha=1.0, beta=5.0)):
     try:
         cal.transfer(method.fit(base.episode(shots=4, seed=1)), new, new_classes=True)
     except ValueError as error:
-        print(error)
+        print(fill(str(error), 96))
 
 # %% [markdown]
 # **Predict:** who loses on new classes, and why: the prompt that was learnt with other names, or the adapter that was
@@ -339,7 +340,7 @@ claims = {"at home CLIP-Adapter is above zero-shot": against(home, "clip-adapter
           "on new classes CoOp is below zero-shot (CoCoOp)": against(on_new, "zero-shot", "coop")}
 for statement, found in claims.items():
     answer = "not run" if not found else "agrees" if found.low > 0 else "disagrees" if found.high < 0 else "cannot tell"
-    print(f"{answer:12} {statement}{f': {found}' if found else ''}")
+    print(f"{answer:12} {statement}", *([f"   {found}"] if found else []), sep="\n")
 
 # %% [markdown]
 # **Why they differ where they do.** Two reasons can be named, and neither was tested: the pocket CLIP's tower has seen

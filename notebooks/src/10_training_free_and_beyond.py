@@ -261,7 +261,7 @@ seen = newer[newer.shots.isin([1, 16])].groupby(["method", "shots"], sort=False)
 print(seen.rename(index=plots.NAMES).round(2).to_string())
 for rival in later[2:]:
     for shots in (1, 16):
-        print(f"shots {shots:2}: {cal.paired_bootstrap(newer[newer.shots == shots], rival, 'clip-adapter')}")
+        print(f"{shots:2}: {cal.paired_bootstrap(newer[newer.shots == shots], rival, 'clip-adapter')}")
 
 # %% [markdown]
 # `labelled` counts what each method looked at: shots, and validation pictures where it chooses by them. CLAP and the linear
@@ -348,7 +348,7 @@ for (a, b, shots), comparison in found.items():
     low, high = sorted((sign * comparison.low, sign * comparison.high))
     answer = "agrees" if low > 0 else "disagrees" if high < 0 else "cannot tell"
     relation = "above" if sign > 0 else "below"
-    print(f"{answer:12} {plots.NAMES[a]} {relation} {plots.NAMES[b]}, shots: {shots}\n{'':12} here: {comparison}")
+    print(f"{answer:12} {plots.NAMES[a]} {relation} {plots.NAMES[b]}, shots: {shots}\n   {comparison}")
 
 # %% [markdown]
 # **Why they differ where they do.** Tip-Adapter's authors say that they selected on test (their repository, issue

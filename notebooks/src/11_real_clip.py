@@ -51,7 +51,7 @@ except RuntimeError as error:
     BACKBONE, backbone = "pocket", cal.load_backbone("pocket")
 print(f"From here on: {plots.features_of(BACKBONE)}, on {backbone.device}.")
 if BACKBONE == "pocket":
-    print("THIS IS NOT REAL CLIP: what follows shows how things are done; its numbers say nothing about OpenAI's CLIP.")
+    print("THIS IS NOT REAL CLIP: see how things are done; its numbers say nothing about OpenAI's CLIP.")
     if torch.cuda.is_available():
         print("A GPU is here: set BACKBONE at the top and run the notebook again.")
 
@@ -255,7 +255,8 @@ view.pivot(index="dataset", columns="what", values=["paper", "ours"]).reindex(vi
 
 # %%
 for row in result[result.seeds > 0].fillna({"difference": 0}).itertuples():
-    print(f"{row.dataset}, {row.method}: {row.remarks or 'as in the paper'}; difference: {row.difference or 'none given'}")
+    print(f"{row.dataset}, {row.method}: difference: {row.difference or 'none given'}")
+    print(f"   {row.remarks or 'as in the paper'}")
 
 # %% [markdown]
 # ## Share a bank
@@ -278,7 +279,7 @@ os.environ["CLIP_ADAPTER_LITE_CACHE"] = str(scratch / "the other's cache")
 cal.pull(scratch / "shared", sha256=digest)
 theirs = cal.FeatureBank.load(bank.dataset, BACKBONE)
 print(f"{theirs.dataset}: the same tensors: {theirs.hash == bank.hash}")
-print("they know:", theirs.meta["protocol"], "|", theirs.templates[0], "|", theirs.meta["preprocessing"]["resize_mode"])
+print("they know:", theirs.meta["protocol"], theirs.templates[0], theirs.meta["preprocessing"]["resize_mode"], sep="\n   ")
 
 # %% [markdown]
 # **Predict:** somebody changes one byte on the way. What happens?

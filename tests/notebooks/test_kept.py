@@ -1,4 +1,5 @@
 """The committed notebooks: made from their sources, executed, clean, and in the shape that the course promises."""
+import base64
 import re
 from statistics import median
 
@@ -103,6 +104,22 @@ def test_it_ends_with_the_finding_three_questions_and_the_exercise(source):
     assert questions.count("<summary>") == questions.count("</summary>") == 3
     assert re.search("exercise", questions.rpartition("</details>")[2], re.IGNORECASE)
     assert "**Predict:**" in text
+
+
+@every_notebook
+def test_no_printed_line_wraps_on_the_page(source):
+    """JupyterLab and the site break lines of more than about a hundred characters, within words."""
+    long = [(n, line) for n, output in outputs(kept(source)) if output.output_type == "stream"
+            for line in output.text.splitlines() if len(line) > 100]
+    assert not long
+
+
+@every_notebook
+def test_no_figure_is_wider_than_the_page(source):
+    pictures = [(n, base64.b64decode(output.data["image/png"])) for n, output in outputs(kept(source))
+                if "image/png" in output.get("data", {})]
+    widths = {n: int.from_bytes(picture[16:20], "big") for n, picture in pictures}  # of PNG's first chunk
+    assert not {n: width for n, width in widths.items() if width > 1110}
 
 
 @every_notebook
