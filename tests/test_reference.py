@@ -8,6 +8,7 @@ import clip_adapter_lite as cal
 from clip_adapter_lite.banks import FeatureBank
 from clip_adapter_lite.experiments import reference as committed
 from clip_adapter_lite.experiments.runs import Run
+from clip_adapter_lite.making import guide
 from clip_adapter_lite.making import reference as ref
 
 
@@ -73,3 +74,27 @@ def test_main_writes_a_sorted_table_says_where_it_comes_from_and_resumes(toy_ban
     ref.main(work=tmp_path / "work.csv", jobs=1)
     pandas.testing.assert_frame_equal(cal.reference(), table)
     assert json.loads((tmp_path / "reference.json").read_text())["commits"] == table.attrs["commits"]
+
+
+def test_the_page_for_practitioners_is_what_the_reference_says():
+    assert guide.PAGE.read_text(encoding="utf-8") == guide.page(), "run python -m clip_adapter_lite.making.guide"
+
+
+def made_up(accuracy: dict[str, float], shots: int) -> pandas.DataFrame:
+    """Runs of four banks and three seeds around each method's accuracy; all vary alike, GDA-CLIP by 0.01 more."""
+    return pandas.DataFrame([
+        {"dataset": f"bank {b}", "backbone": "pocket", "method": method, "shots": shots, "seed": seed,
+         "labelled": 0.0 if method == "zero-shot" else 2.0 * shots if method == "gda" else shots,
+         "accuracy": mean + 0.05 * b + (0.01 if (b + seed) % 2 and method == "gda" else 0)}
+        for method, mean in accuracy.items() for b in range(4) for seed in (1, 2, 3)])
+
+
+def test_the_page_ranks_by_means_names_what_cannot_be_told_apart_and_counts_labels(monkeypatch):
+    table = pandas.concat([made_up({"zero-shot": 0.3, "gda": 0.394, "tip-adapter": 0.4, "clap": 0.35}, 1),
+                           made_up({"zero-shot": 0.3, "gda": 0.5, "tip-adapter": 0.4, "clap": 0.45}, 4)])
+    monkeypatch.setattr(guide, "reference", lambda: table)
+    lines = guide.page().splitlines()
+    assert "| any | **Tip-Adapter** 47.5 (GDA-CLIP) | **GDA-CLIP** 58.0 |" in lines
+    assert "| GDA-CLIP | 47.4 (2) | 58.0 (8) |" in lines and "| zero-shot CLIP | 37.5 (0) | 37.5 (0) |" in lines
+    assert "| GDA-CLIP | +1.77 |" in lines and "| CLAP | +3.33 |" in lines  # 10.6 points over 6 labels, 10 over 3
+    assert "Zero-shot CLIP, which needs no picture, has 37.5 %." in lines
