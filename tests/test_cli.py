@@ -244,6 +244,13 @@ def named(text: str) -> dict[str, float]:
     return {name: float(p) for p, name in re.findall(r"^ +([\d.]+) %  (.+)$", text, flags=re.M)}
 
 
+def test_fit_says_where_a_learned_ratio_is_from(run, tmp_path):
+    text = run("fit", "--bank", "pacs-photo", "--shots", "1", "--method", "clip-adapter(steps=2)",
+               "--out", tmp_path / "c.safetensors")
+    fitted = cal.CLIPAdapter(steps=2, device="cpu").fit(cal.FeatureBank.load("pacs-photo").episode(1))
+    assert f"α = {fitted.alpha:.2f} (from validation images)" in " ".join(text.split())
+
+
 def test_fit_then_predict(run, tmp_path, boot):
     file = tmp_path / "deep" / "fashion.safetensors"
     text = run("fit", "--bank", "fashion-mnist", "--method", "tip-adapter", "--shots", "8", "--seed", "3", "--out", file)
@@ -251,7 +258,7 @@ def test_fit_then_predict(run, tmp_path, boot):
     episode = bank.episode(8, seed=3)
     fitted = cal.TipAdapter(device="cpu").fit(episode)
     assert f"test accuracy {100 * fitted.accuracy(episode.test):.1f} % on 2500 images" in text
-    assert f"validation accuracy {100 * fitted.val_accuracy:.1f} %" in text and f"α = {fitted.alpha:.2f}" in text
+    assert f"validation accuracy {100 * fitted.val_accuracy:.1f} %" in text and f"α = {fitted.alpha:.2f}, β = " in text
     assert "tip-adapter on fashion-mnist, 8 shots, seed 3" in text and "pocket CLIP (ImageNet-supervised" in text
     assert torch.equal(cal.load_classifier(file).logits(episode.test.features), fitted.logits(episode.test.features))
 

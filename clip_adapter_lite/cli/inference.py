@@ -38,7 +38,9 @@ def fit(
     may_save_classifier(out)  # a fit that cannot be kept is lost
     fitted = chosen.fit(episode)
     saved = save_classifier(fitted, out)  # before anything is measured or printed, which can fail
-    facts = [f"α = {fitted.alpha:.2f}"] if fitted.alpha is not None else []
+    source = fitted.details.get("ratio_from")  # of a learned ratio
+    facts = [f"{name} = {ratio:.2f}{f' (from {source})' if source else ''}"
+             for name, ratio in (("α", fitted.alpha), ("β", fitted.beta)) if ratio is not None]
     if fitted.val_accuracy is not None:
         facts.append(f"validation accuracy {100 * fitted.val_accuracy:.1f} %")
     facts.append(f"test accuracy {100 * fitted.accuracy(episode.test):.1f} % on "
