@@ -142,7 +142,8 @@ print(f"words alone: {100 * before:.0f} % of {len(episode.test)} test pictures; 
 # NBVAL_CHECK_OUTPUT
 adapter = cal.CLIPAdapter().fit(episode)
 after = adapter.accuracy(episode.test)
-print(f"words and 16 pictures a class: {100 * after:.0f} %; {adapter.parameters} trained parameters, α = {adapter.alpha}")
+print(f"words and 16 pictures a class: {100 * after:.0f} %")
+print(f"{adapter.parameters} trained parameters, α = {adapter.alpha:.2f}")
 
 # %% [markdown]
 # α is the *residual ratio*, learned on validation pictures: from 0 (CLIP's feature alone) to 1 (the adapter's output alone).

@@ -278,7 +278,7 @@ for shots in (1, 16):
     print(f"   {cal.paired_bootstrap(rows, 'clip-adapter(alpha=0.2)', 'linear-probe')}")
 
 # %% [markdown]
-# Where a constant α does better than the searched one, the search has chosen badly, for want of validation pictures. How
+# Where the learned α is above the constant, part of that is its validation pictures, which the constant does without. How
 # much of the rest is the features' doing is not known here: that takes real CLIP
 # ([notebook 11](11_real_clip.ipynb)).
 #

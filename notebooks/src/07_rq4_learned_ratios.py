@@ -227,7 +227,7 @@ ratios.assign(kind=kind).pivot_table(index="dataset", columns=["kind", "shots"],
 
 # %% [markdown]
 # *Table: precomputed; mean α over seeds for 1, 4 and 16 shots (NaN: the bank has fewer). Compare how far the three parts
-# spread.*
+# spread: a search that few pictures cannot decide stays at the prior.*
 #
 # Now Q's for each test picture, live: five banks, 16 shots, one seed.
 #

@@ -163,8 +163,8 @@ plots.accuracy_over_alpha(alphas)
 # *Figure: adapters of photos, at fixed ratios, judged in each world (dotted: zero-shot); on photos every ratio above 0 looks
 # alike, elsewhere the right end is the worst.*
 #
-# On photos almost any α above 0 will do, so validation decides by small differences there and cannot see what they cost
-# elsewhere. What would a constant 0.2 have done?
+# On photos almost any α above 0 will do, so validation photos have little to say and α stays near its prior, 0.4. They
+# cannot see what it costs elsewhere. What would a constant 0.2 have done?
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -345,8 +345,8 @@ for statement, found in claims.items():
 # %% [markdown]
 # **Why they differ where they do.** Two reasons can be named, and neither was tested: the pocket CLIP's tower has seen
 # ImageNet's labels, so a probe on it starts from features that separate objects already; and our seven classes need far
-# less from 16 photos each than ImageNet's thousand. Validation chose its ratios at home, where nearly all do well; the
-# comparison with 0.2 above says what that cost elsewhere.
+# less from 16 photos each than ImageNet's thousand. The ratio was learned at home, where nearly all do well; the
+# comparison with 0.2 above says whether that cost anything elsewhere.
 #
 # ## Check your understanding
 #

@@ -226,7 +226,7 @@ if BACKBONE == "pocket":
 
 # %% [markdown]
 # What does each cost? Seconds of a whole fit at 16 shots, its search on validation included, and the numbers trained.
-# Median over banks and seeds, from the same table:
+# Median over banks and seeds, from the same table (computed on busy machines: look at orders of magnitude):
 
 # %%
 at_16 = complete[complete.shots == 16].groupby("method", sort=False)
@@ -264,9 +264,9 @@ for rival in later[2:]:
         print(f"{shots:2}: {cal.paired_bootstrap(newer[newer.shots == shots], rival, 'clip-adapter')}")
 
 # %% [markdown]
-# `labelled` counts what each method looked at: shots, and validation pictures where it chooses by them. CLAP and the linear
-# adapter do without. A difference of a point between methods that saw different numbers of labels is no verdict on the
-# methods.
+# `labelled` counts what each method looked at: shots, and validation pictures where it chooses by them. CLAP, ZS-LP and the
+# linear adapter do without. A difference of a point between methods that saw different numbers of labels is no verdict on
+# the methods. GDA-CLIP at one shot *is* zero-shot: one picture has no scatter.
 #
 # ## More than 16 shots
 #
