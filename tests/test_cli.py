@@ -21,7 +21,7 @@ from clip_adapter_lite.experiments.runs import COLUMNS, Run
 OPTIONS = {
     "banks": ["--backbone"], "info": [],
     "compare": ["--banks", "--methods", "--shots", "--seeds", "--backbone", "--out", "--resume", "--jobs",
-                "--engine", "--address", "--allow-fewer"],
+                "--engine", "--address", "--allow-fewer", "--shots-only"],
     "fit": ["--bank", "--out", "--method", "--shots", "--seed", "--backbone", "--allow-fewer"],
     "predict": ["--classes", "--classifier", "--template", "--top", "--backbone", "--tag"]}
 BANKS = ("caltech101", "cifar10", "dtd10", "fashion-mnist", "grocery", "gtsrb", "pacs-art", "pacs-cartoon", "pacs-photo",
@@ -242,6 +242,14 @@ def test_brackets_in_an_error_are_not_markup(monkeypatch, capsys):
 def named(text: str) -> dict[str, float]:
     """class name → printed probability in %."""
     return {name: float(p) for p, name in re.findall(r"^ +([\d.]+) %  (.+)$", text, flags=re.M)}
+
+
+def test_shots_only_looks_at_no_validation_image(run, tmp_path):
+    words = ["compare", "--banks", "pacs-photo", "--methods", "clip-adapter(steps=2)", "--shots", "2", "--seeds", "1",
+             "--jobs", "1", "--shots-only", "--out", tmp_path / "s.csv"]
+    assert re.search(r"clip-adapter\(steps=2\)\s+│\s+2\s+│", run(*words))
+    (row,) = rows_of(tmp_path / "s.csv")
+    assert (row["labelled"], row["val_accuracy"]) == ("2.0", "")
 
 
 def test_fit_says_where_a_learned_ratio_is_from(run, tmp_path):

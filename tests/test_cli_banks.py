@@ -128,7 +128,7 @@ def test_a_built_bank_is_found_by_its_name(run, root, cache, tower):
     said = run("build", "--dataset", "folder", "--root", root, "--backbone", "fake", "--tag", "v1")
     place = cache / "banks/fake/my pets.safetensors"
     assert tower.asked == [("fake", "v1")]
-    assert f"Wrote {place}: FeatureBank('my pets', backbone='fake': 2 classes, 10 / 4 / 6 train / val / test" in said
+    assert f"Wrote {place}: FeatureBank('my pets', 'fake': 2 classes, 10 / 4 / 6 train / val / test" in said
     bank = FeatureBank.load("my pets", "fake")
     assert bank.classnames == ("cat", "dog") and bank.meta["protocol"] in said
     assert said.endswith("Use it with --bank 'my pets' --backbone fake.")

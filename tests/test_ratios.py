@@ -132,11 +132,14 @@ def test_a_network_whose_rest_is_still_learns_what_one_shared_ratio_does(toy_ban
     episode = doubled(toy_bank())
     method = CLIPAdapter(alpha="learned", steps=STEPS, rate=RATE, device="cpu")
     head = method.new_head(episode, "learned", None)
+    with torch.no_grad():  # it was made in float32
+        head.ratios.shared.fill_(math.log(PRIOR / (1 - PRIOR)))
     for still in (head.ratios.first.weight, head.ratios.first.bias, head.ratios.last.weight):
         still.requires_grad_(False)
     method.train_head(head, episode, held_out=episode.val)
     shared = CLIPAdapter(steps=STEPS, rate=RATE, device="cpu").fit(episode)
-    assert head.alphas(episode.test.view()).tolist() == pytest.approx([shared.alpha] * len(episode.test), abs=1e-12)
+    alphas = head.alphas(episode.test.view()).squeeze(1)
+    assert alphas.tolist() == pytest.approx([shared.alpha] * len(episode.test), abs=1e-12)
     torch.testing.assert_close(head(episode.test.view()), shared.logits(episode.test.view()), rtol=0, atol=1e-9)
 
 
