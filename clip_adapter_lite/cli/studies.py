@@ -90,19 +90,23 @@ def stoppable(out: Path):
 
 
 def accuracy_table(summary, title: str, features: str) -> Table:
-    """One bank's accuracies: a row per method, a column per number of shots."""
-    shots = sorted(summary.shots.unique())
-    table = Table(title=title, caption=f"features: {features}", title_justify="left",
-                  caption_justify="left")
+    """One bank's accuracies: a row per method, a column per number of shots; below it how many
+    labelled images a class each method looked at, for which a terminal has no more columns.
+    """
+    shots, seen = sorted(summary.shots.unique()), {}
+    for method, rows in summary.groupby("method", sort=False):
+        counts = dict.fromkeys(f"{n:.3g}" for n in rows.sort_values("shots").labelled)
+        seen.setdefault("/".join(counts), []).append(method)
+    labelled = "; ".join(f"{counts} {', '.join(methods)}" for counts, methods in seen.items())
+    table = Table(title=title, title_justify="left", caption_justify="left",
+                  caption=f"features: {features}\nlabelled images a class: {labelled}")
     table.add_column("method", no_wrap=True)
-    table.add_column("labelled", justify="right")
     for s in shots:
         table.add_column("1 shot" if s == 1 else f"{s} shots", justify="right")
     for method, rows in summary.groupby("method", sort=False):
         cells = rows.set_index("shots")
         spread = [f"±{100 * cells['std'][s]:.1f}" if cells["count"][s] > 1 else "" for s in shots]
-        seen = "/".join(f"{cells['labelled'][s]:.3g}" for s in shots)
-        table.add_row(method, seen, *(f"{100 * cells['mean'][s]:.1f}{deviation}"
+        table.add_row(method, *(f"{100 * cells['mean'][s]:.1f}{deviation}"
                                 for s, deviation in zip(shots, spread)))
     return table
 
