@@ -21,7 +21,7 @@ browser:  # Chromium for the widgets' and the site's tests, where it is missing 
 	@command -v chromium chromedriver >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium chromium-driver \
 		>/dev/null; } || echo "No chromium and chromium-driver, and they could not be installed: the browser tests will skip."
 
-demo: setup  ## the main job: four methods on three bundled banks, under five minutes on two cores
+demo: setup  ## the main job: four methods on three bundled banks, under three minutes on two cores
 	$(BIN)/clip-adapter-lite compare
 
 test-fast: setup  ## no notebooks, browser or grader; under five minutes
@@ -29,7 +29,7 @@ test-fast: setup  ## no notebooks, browser or grader; under five minutes
 	$(TIMED) layers $(BIN)/lint-imports --no-cache
 	$(TIMED) unit-tests $(BOTH) --dist loadfile -m "not slow and not notebook and not browser and not grader" --durations=5
 
-test: setup browser  ## everything; under forty minutes
+test: setup browser  ## everything, over half an hour; installs Chromium for its browser tests where it may
 	$(TIMED) lint $(BIN)/ruff check $(CHECKED)
 	$(TIMED) layers $(BIN)/lint-imports --no-cache
 	$(TIMED) unit-tests $(BOTH) --dist loadfile -m "not notebook and not browser and not grader" --durations=10
@@ -42,10 +42,10 @@ test: setup browser  ## everything; under forty minutes
 bench: setup  ## speed as ratios: a table, and results/bench.json
 	$(BIN)/python tests/benchmarks/bench.py
 
-reference: setup  ## the committed reference results, again: resumable, about half an hour on two cores
+reference: setup  ## the committed reference results, again: resumable, about an hour on two cores
 	$(BIN)/python -m clip_adapter_lite.making.reference
 
-notebooks: setup  ## the notebooks from notebooks/src, executed: a few minutes
+notebooks: setup  ## the notebooks from notebooks/src, executed: eight minutes
 	$(BIN)/python notebooks/build.py
 
 exercises: setup  ## the nbgrader sources and the hand-out from solutions/src
