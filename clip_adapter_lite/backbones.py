@@ -16,6 +16,7 @@ from .files import file_hash, located, tensor_hash
 from .naming import prompts
 
 CONTENT = "#sha256="  # in a checkpoint's tag, between its path and the hash of what it held
+OWN = ("hf-hub:", "local-dir:")  # open_clip's names of what brings its config, weights and tokenizer
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +171,7 @@ def _is_causal(tower) -> bool:
 def load_backbone(name: str = "pocket", tag: str | None = None,
                   device: str | torch.device = "auto") -> Backbone:
     """The pocket CLIP (offline), or any open_clip architecture with a weights tag or the path of a
-    checkpoint.
+    checkpoint, or a whole model by its name: "hf-hub:OWNER/MODEL", "local-dir:FOLDER".
 
     tag: "openai" by default where open_clip knows it for this name. OpenAI's weights were trained
     with QuickGELU, so they are refused on a name without it, which would give slightly wrong
@@ -243,10 +244,12 @@ def shared_backbone(name: str, tag: str, device: torch.device) -> Backbone:
 
 def _open_clip(name: str, tag: str | None, precision: str):
     import open_clip
+    if name.startswith(OWN):
+        return _whole(name, tag, precision)
     if name not in open_clip.list_models():
         raise ValueError(f"Unknown backbone '{name}'; give 'pocket', 'RN50-quickgelu', "
-                         "'RN101-quickgelu', 'ViT-B-32-quickgelu', 'ViT-B-16-quickgelu' or a name "
-                         "from open_clip.list_models().")
+                         "'RN101-quickgelu', 'ViT-B-32-quickgelu', 'ViT-B-16-quickgelu', a name from "
+                         "open_clip.list_models(), hf-hub:OWNER/MODEL or local-dir:FOLDER.")
     tags = open_clip.list_pretrained_tags_by_model(name)
     tag = tag and str(tag)  # a path may be a Path
     tag = tag or ("openai" if "openai" in tags else None)
@@ -259,20 +262,45 @@ def _open_clip(name: str, tag: str | None, precision: str):
     weights = tag
     if tag not in tags:
         weights, tag = _checkpoint(name, tag, tags)
+    do = DOWNLOADED if weights == tag else "give a whole checkpoint of that architecture"
+    return _created(name, weights, precision, f"The weights '{weights}' of {name}", do), name, tag
+
+
+DOWNLOADED = ("they are downloaded once, so connect to the network for that, or use backbone "
+              "'pocket', which works offline")
+
+
+def _created(name: str, weights: str | None, precision: str, what: str, do: str):
+    """open_clip's model. Raises RuntimeError, `what` could not be loaded and what to `do`."""
     import logging
+
+    import open_clip
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)  # without a network the hub logs each of its tries, twice
     try:
         return open_clip.create_model(name, pretrained=weights, precision=precision,
-                                      weights_only=True), name, tag
+                                      weights_only=True)
     except Exception as error:  # open_clip wraps network failures in several types
-        do = ("they are downloaded once, so connect to the network for that, or use backbone "
-              "'pocket', which works offline") if weights == tag else (
-              "give a whole checkpoint of that architecture")
-        raise RuntimeError(f"The weights '{weights}' of {name} could not be loaded "
-                           f"({one_line(error)[:300]}); {do}.") from error
+        raise RuntimeError(f"{what} could not be loaded ({one_line(error)[:300]}); "
+                           f"{do}.") from error
     finally:
         logging.disable(before)
+
+
+def _whole(name: str, tag: str | None, precision: str):
+    """A model that brings its own weights; its tag is the SHA-256 of them in half precision, which
+    is the same for every precision that the towers work in.
+    """
+    do = DOWNLOADED if name.startswith("hf-hub:") else (
+        "give a folder that holds open_clip_config.json and the weights")
+    model = _created(name, None, precision, f"The weights of {name}", do)
+    found = CONTENT + tensor_hash({key: value.half() if value.is_floating_point() else value
+                                   for key, value in model.state_dict().items()})
+    if tag not in (None, found):
+        raise ValueError(f"{name} holds weights of SHA-256 {weights_of(found)[:12]}… where "
+                         f"{weights_of(tag)[:12]}… was expected, so it was changed since; put back "
+                         "what it was, or build the bank again.")
+    return model, name, found
 
 
 @torch.no_grad()

@@ -90,9 +90,15 @@ def shown(value) -> str:
 
 def plain(value):
     """Numbers of numpy and torch as Python's own, lists and arrays as tuples of such; anything else
-    as it is.
+    as it is. Numbers of single precision are read as the decimals that were meant: 0.2, and not
+    0.20000000298.
     """
+    single = str(getattr(value, "dtype", "")).endswith("float32")
     value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, float) and single:
+        return float(f"{value:.7g}")
+    if isinstance(value, list) and single:  # an array: its numbers, too
+        return tuple(plain(torch.tensor(one)) for one in value)
     return tuple(map(plain, value)) if isinstance(value, (list, tuple)) else value
 
 

@@ -3,6 +3,7 @@
 No network: `RN50-quickgelu` and `ViT-B-32-quickgelu` have random weights, saved as a checkpoint and loaded by its path.
 """
 import copy
+import json
 import logging
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 
 from clip_adapter_lite import backbones, pocket
@@ -312,6 +314,45 @@ def test_a_checkpoint_of_another_architecture_is_refused(tiny, tmp_path):
     torch.save({"logit_scale": torch.tensor(1.0)}, tmp_path / "other.pt")
     with pytest.raises(RuntimeError, match="other.pt' of tiny could not be loaded"):
         load_backbone("tiny", str(tmp_path / "other.pt"))
+
+
+def whole_model(folder, seed=0):
+    """A folder as `local-dir:` names it, with its config and random weights, and those weights."""
+    torch.manual_seed(seed)
+    state = open_clip.CLIP(**copy.deepcopy(TINY)).state_dict()
+    folder.mkdir(exist_ok=True)
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY, "preprocess_cfg": {"mean": [0.5] * 3}}))
+    save_file(state, folder / "open_clip_model.safetensors")
+    return state
+
+
+def test_a_folder_that_brings_its_own_config_and_weights_is_a_backbone(tmp_path):
+    state = whole_model(tmp_path / "mine")
+    backbone = load_backbone(f"local-dir:{tmp_path / 'mine'}", device="cpu")
+    assert torch.equal(backbone.model.state_dict()["text_projection"], state["text_projection"])
+    assert backbone.encode_text(TEXTS).shape == (4, 24) and "mean=[0.5, 0.5, 0.5]" in repr(backbone.preprocess)
+    again = load_backbone(backbone.name, backbone.tag, "cpu")
+    assert again.tag == backbone.tag and len(weights_of(again.tag)) == 64
+
+
+def test_a_folder_whose_weights_were_changed_is_told_from_what_a_bank_was_made_by(tmp_path):
+    whole_model(tmp_path / "mine")
+    backbone = load_backbone(f"local-dir:{tmp_path / 'mine'}", device="cpu")
+    whole_model(tmp_path / "mine", seed=1)
+    with pytest.raises(ValueError, match="was changed since; put back what it was") as error:
+        load_backbone(backbone.name, backbone.tag, "cpu")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name, do", [("local-dir:nowhere", "give a folder that holds open_clip_config.json"),
+                                      ("hf-hub:nobody/nothing", "connect to the network")])
+def test_a_model_that_is_not_there_is_one_sentence(name, do, monkeypatch):
+    def no_network(*_, **__):
+        raise OSError("no network")
+    monkeypatch.setattr(open_clip.factory, "_get_hf_config", no_network)
+    with pytest.raises(RuntimeError, match=do) as error:
+        load_backbone(name, device="cpu")
+    assert name in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_checkpoint_is_known_by_what_it_holds(tiny, tmp_path, monkeypatch):

@@ -574,7 +574,8 @@ def test_the_paper_width_gives_the_paper_count():
     (ZeroShot(), "zero-shot"), (ZeroShot(device="cpu"), "zero-shot"),
     (LinearProbe(), "linear-probe"), (LinearProbe(C=1.0), "linear-probe(C=1.0)"),
     (CLIPAdapter(alpha="auto", reduction=4), "clip-adapter"),
-    (CLIPAdapter(alpha="val"), "clip-adapter(alpha=val)"), (CLIPAdapter(alpha=0.2), "clip-adapter(alpha=0.2)"),
+    (CLIPAdapter(alpha="val"), "clip-adapter(alpha=val)"), (CLIPAdapter(alpha=np.float32(0.2)), "clip-adapter(alpha=0.2)"),
+    (CLIPAdapter(alpha=0.2), "clip-adapter(alpha=0.2)"),
     (CLIPAdapter(reduction=8, branch="text"), "clip-adapter(branch=text, reduction=8)"),
     (CoOp(), "coop"), (CoOp(context_length=16, words=None), "coop(context_length=16, words=None)"),
 ])

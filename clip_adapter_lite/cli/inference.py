@@ -32,7 +32,7 @@ def fit(
     Example: `clip-adapter-lite fit --bank pacs-photo --method clip-adapter --shots 16 --out
         photo.safetensors`
     """
-    from ..naming import features_of
+    from ..naming import count, features_of
     loaded = FeatureBank.load(bank, backbone)
     episode, chosen = loaded.episode(shots, seed, allow_fewer=allow_fewer), method_named(method)
     may_save_classifier(out)  # a fit that cannot be kept is lost
@@ -46,7 +46,7 @@ def fit(
     facts.append(f"test accuracy {100 * fitted.accuracy(episode.test):.1f} % on "
                  f"{len(episode.test)} images"
                  if len(episode.test) else "test accuracy not measured, as the bank has no test images")
-    told(f"{fitted.method.label} on {loaded.dataset}, {shots} shots, seed {seed}: "
+    told(f"{fitted.method.label} on {loaded.dataset}, {count(shots, 'shot')}, seed {seed}: "
          f"{', '.join(facts)} (features: {features_of(loaded.backbone)}).",
          f"Wrote {saved}; use it with "
          f"`clip-adapter-lite predict IMAGES… --classifier {quote(str(saved))}`.")
