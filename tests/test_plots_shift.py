@@ -37,7 +37,7 @@ def test_reliability_under_a_shift_overlays_the_places_and_names_their_errors():
     away = DataFrame({"confidence": [0.9], "accuracy": [0.3], "count": [5]})
     figure = plots.reliability_shift({"zero-shot": {"photos": home, "sketches": away}, "mine": {"sketches": away}}, "pocket")
     first, second = figure.axes
-    assert first.get_title() == "zero-shot CLIP\nECE 3 % photos, 60 % sketches"
+    assert first.get_title() == "zero-shot CLIP\nECE 3 % photos\n60 % sketches"
     assert second.get_title() == "mine\nECE 60 % sketches"
     photos, sketches = first.collections
     assert photos.get_offsets().tolist() == [pytest.approx([50, 38]), pytest.approx([90, 90])]

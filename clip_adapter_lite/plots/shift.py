@@ -62,8 +62,8 @@ def reliability_shift(curves, backbone: str | None = None) -> Figure:
                          color=colour, marker=sign, zorder=3, **EDGE)
             errors.append(f"{100 * (share * (curve.accuracy - curve.confidence).abs()).sum():.0f} "
                           f"% {place}")
-        axis.set(title=f"{NAMES.get(method, method)}\nECE {', '.join(errors)}", xlim=(-3, 103),
-                 ylim=(-3, 103))
+        title = "\n".join([NAMES.get(method, method), "ECE " + errors[0], *errors[1:]])
+        axis.set(title=title, xlim=(-3, 103), ylim=(-3, 103))
         axis.set_aspect("equal")
     _outer(axes, columns, "confidence (%)", "accuracy (%)")
     signs = [Line2D([], [], color=colour, marker=sign, label=place)

@@ -297,5 +297,5 @@ for (other, measure), comparison in verdicts.items():
 #
 # ## Exercise
 #
-# None follows this notebook. f* is what you build in [assignment 3](../exercises/): measure your own with
-# `manifold_measures`. Then go on to notebook 09, *distribution shift*.
+# None follows this notebook. f* is what you build in [assignment 3](../exercises/3_adapter/3_adapter.ipynb): measure your
+# own with `manifold_measures`. Then go on to [notebook 09](09_distribution_shift.ipynb).
