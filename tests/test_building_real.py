@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import clip_adapter_lite as cal
 from clip_adapter_lite import cli
-from clip_adapter_lite.backbones import shared_backbone
+from clip_adapter_lite.backbones import shared_backbone, weights_of
 from clip_adapter_lite.datasets import ImageDataset
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "data"
@@ -58,13 +58,14 @@ def test_build_fit_and_predict_with_a_checkpoint(name, preprocess, dataset, tmp_
     bank = cal.FeatureBank.load(out)
     width = {"RN50-quickgelu": 1024, "ViT-B-16-quickgelu": 512}[name]
     assert bank.splits["train"].features.shape == (2, 4, width) and bank.splits["test"].features.shape == (2, width)
-    assert bank.meta["weights_tag"] == str(tmp_path / "weights.pt")
+    tag = bank.meta["weights_tag"]  # the path, and the hash of what lay there
+    assert tag.startswith(f"{tmp_path / 'weights.pt'}#sha256=") and len(weights_of(tag)) == 64
     assert bank.meta["preprocessing"]["resize_mode"] == {"clip": "shortest", "coop": "squash"}[preprocess]
     assert bank.logit_scale == pytest.approx(float(state["logit_scale"].exp()), rel=1e-2)
 
     episode = bank.episode(2)
     backbone = episode.backbone  # loaded again, by the bank's own record of where its weights are
-    assert backbone is shared_backbone(name, str(tmp_path / "weights.pt"), torch.device("cpu"))
+    assert backbone is shared_backbone(name, tag, torch.device("cpu"))
     assert activations(backbone.text_tower.transformer) == {open_clip.transformer.QuickGELU}
     assert activations(backbone.model.visual) == ({open_clip.transformer.QuickGELU} if name.startswith("ViT") else set())
     assert all(torch.equal(value, state[key].float()) for key, value in backbone.model.state_dict().items()
