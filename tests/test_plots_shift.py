@@ -32,6 +32,17 @@ def test_a_table_without_alpha_is_refused(expect_refused):
         plots.accuracy_over_alpha(runs(a={0: [0.5]}).drop(columns="alpha"))
 
 
+def test_titles_of_panels_side_by_side_keep_their_distance():
+    """As in notebook 09, whose titles touched: by matplotlib's own boxes, at least two letters apart."""
+    curve = DataFrame({"confidence": [0.5, 0.9], "accuracy": [0.38, 0.9], "count": [10, 30]})
+    figure = plots.reliability_shift({method: {"pacs-photo": curve, "pacs-sketch": curve}
+                                      for method in ("zero-shot", "linear-probe", "clip-adapter")}, "pocket")
+    figure.draw_without_rendering()
+    boxes = sorted((axis.title.get_window_extent() for axis in figure.axes), key=lambda box: box.x0)
+    letter = figure.axes[0].title.get_fontsize() * figure.dpi / 72
+    assert all(right.x0 - left.x1 > 2 * letter for left, right in zip(boxes, boxes[1:]))
+
+
 def test_reliability_under_a_shift_overlays_the_places_and_names_their_errors():
     home = DataFrame({"confidence": [0.5, 0.9], "accuracy": [0.38, 0.9], "count": [10, 30]})  # ECE 0.12 / 4
     away = DataFrame({"confidence": [0.9], "accuracy": [0.3], "count": [5]})
