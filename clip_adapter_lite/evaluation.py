@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .naming import count
 from .splits import predicted, share_right
 from .values import LABELS, as_tensor, is_whole, whole_number
 
@@ -147,9 +148,10 @@ class Comparison:
         found = self.verdict if self.low > 0 or self.high < 0 else f"cannot tell {self.a} from {self.b}"
         mean, low, high = (self.difference, self.low, self.high) if self.high >= 0 else \
                           (-self.difference, -self.high, -self.low)
-        return (f"{found}: {100 * mean:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}], "
-                f"{self.banks} bank{'s' * (self.banks != 1)}, {self.runs} "
-                f"run{'s' * (self.runs != 1)}")
+        numbers = (f"{100 * mean:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}], "
+                   f"{count(self.banks, 'bank')}, {count(self.runs, 'run')}")
+        line = f"{found}: {numbers}"  # longer ones wrap within words where notebooks are read
+        return line if len(line) <= 96 else f"{found}:\n      {numbers}"
 
 
 def paired_bootstrap(table, a: str, b: str, *, metric: str = "accuracy", resamples: int = 10_000,

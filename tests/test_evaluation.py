@@ -320,6 +320,12 @@ def test_the_verdict_follows_the_rule(numbers, verdict, printed):
     assert found.verdict == verdict and str(found) == printed
 
 
+def test_a_long_comparison_is_printed_on_two_lines_as_one_would_wrap():
+    long = Comparison("clip-adapter(alpha=learned)", "clip-adapter(alpha=0.2, reduction=8)", .01, -.01, .03, banks=1, runs=1)
+    assert str(long).splitlines() == ["cannot tell clip-adapter(alpha=learned) from clip-adapter(alpha=0.2, reduction=8):",
+                                      "      +1.0 points [-1.0, +3.0], 1 bank, 1 run"]
+
+
 def without(table, **where):
     """The table without the rows that match all of these."""
     return table[~np.logical_and.reduce([table[column] == value for column, value in where.items()])]

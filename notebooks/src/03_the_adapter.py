@@ -197,8 +197,8 @@ plots.training_curves({"α = 0.2": curve})
 # ## Which α?
 #
 # The paper searches α for each dataset. We train one adapter for each of eleven ratios and look at the *validation*
-# images. So few cannot tell near accuracies apart: within one standard error $\sqrt{p(1-p)/n}$ of the highest accuracy p
-# counts as equal, and of equals the ratio nearest to 0.4 is kept, a *prior*.
+# images. Accuracies within one standard error $\sqrt{p(1-p)/n}$ of the highest, p, count as equal; of equals the ratio
+# nearest to 0.4 is kept, a *prior*.
 
 # %%
 tried, scores = {}, {}

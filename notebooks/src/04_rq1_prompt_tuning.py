@@ -57,9 +57,7 @@ plots.accuracy_over_shots(reference[reference.method.isin(main)])
 # *Figure: precomputed; four methods on every bank. Look at the left end of each panel: where the dashed zero-shot line is
 # low, what do the names add to the pictures?*
 #
-# The library's other methods on the same banks are in the widget at the end of this notebook: choose a bank and the lines.
-# CLIP-Adapter's variants have notebooks [06](06_rq3_configuration.ipynb) and [07](07_rq4_learned_ratios.ipynb), Tip-Adapter
-# and later baselines [10](10_training_free_and_beyond.ipynb).
+# (The library's other methods are in the widget at the end of this notebook.)
 #
 # Twelve panels are hard to add up by eye. So average over the banks, seed by seed, and draw the four methods and the two
 # nearest relatives into one panel.

@@ -175,7 +175,7 @@ def rank_correlation(points):
 # NBVAL_CHECK_OUTPUT
 adapter, zero = (four[four.method == method].groupby("dataset") for method in ("clip-adapter", "zero-shot"))
 points = pandas.DataFrame({"zero-shot accuracy": zero.accuracy.mean(), "learned α": adapter.alpha.mean()})
-classes = {name: len(cal.FeatureBank.load(name).classnames) for name in points.index}
+classes = {name: len(cal.FeatureBank.load(name, BACKBONE).classnames) for name in points.index}
 print(points.assign(classes=classes).sort_values("zero-shot accuracy").round(2).to_string())
 rho, low, high = rank_correlation(points)
 by_classes = rank_correlation(points.assign(classes=classes)[["classes", "learned α"]])

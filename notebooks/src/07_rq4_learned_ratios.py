@@ -122,8 +122,8 @@ for shots, part in taught.groupby("shots"):
 # $\frac{4}{n}(\mathrm{logit}\,\alpha - \mathrm{logit}\,0.4)^2$ for n held-out pictures, so few pictures cannot carry α far.
 # `alpha="learned"` gives Q the same two losses and the same prior.
 #
-# HOSO (arXiv 2603.04341) published the idea of holding one shot of each class out. So do we when there is no validation
-# picture: the ratio from the held-out shots, then the adapter again from all shots at that ratio.
+# HOSO (arXiv 2603.04341) holds one shot of each class out. So do we without validation pictures: the ratio from the
+# held-out shots, then the adapter again from all shots.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -178,8 +178,8 @@ plots.differences(found, "pocket")
 #
 # ## Why a search is noisy
 #
-# The protocol gives min(shots, 4) validation pictures a class: for seven classes 7 to 28. Here are eleven adapters, and
-# from a large validation part we draw many small ones. Each small one chooses among the eleven, by accuracy, then loss.
+# The protocol gives seven classes 7 to 28 validation pictures. Here are eleven adapters, and from a large validation part
+# we draw many small ones. Each chooses among the eleven, by accuracy, then loss.
 #
 # **Predict:** how far do the choices of ten pictures spread?
 
@@ -279,7 +279,7 @@ plots.ratio_distributions({"α, each picture": both.alphas(episodes["sun18"].tes
 # %%
 # NBVAL_CHECK_OUTPUT
 for part, rows in parts.items():
-    print(f"{part}: {cal.paired_bootstrap(rows[rows.seed <= 3], 'clip-adapter(branch=both)', SHARED)}")
+    print(f"{part}:\n   {cal.paired_bootstrap(rows[rows.seed <= 3], 'clip-adapter(branch=both)', SHARED)}")
 
 # %% [markdown]
 # ## What does it cost?

@@ -237,12 +237,11 @@ at_16.agg(seconds=("seconds", "median"), parameters=("parameters", "median")).re
 #
 # ## The baselines of later years
 #
-# Four more that use features and names alone: a linear probe that *starts* at W (ZS-LP), the same held to W where W is
-# right about the shots (CLAP, 2312.12730), a Gaussian discriminant beside zero-shot without training (GDA-CLIP,
-# 2402.04087), and one D × D matrix that starts at the identity and is pulled back to it (linear adapter, after ProLIP,
-# 2410.05270).
+# Four more: a linear probe that *starts* at W (ZS-LP), the same held to W where W is right about the shots (CLAP,
+# 2312.12730), a Gaussian discriminant beside zero-shot, untrained (GDA-CLIP, 2402.04087), and a D × D matrix pulled back to
+# the identity (linear adapter, after ProLIP, 2410.05270).
 #
-# **Predict:** does any of them stay above CLIP-Adapter at both ends?
+# **Predict:** is any of them above CLIP-Adapter at both ends?
 
 # %%
 later = ["zero-shot", "clip-adapter", "clap", "clap(constraint=False)", "gda", "linear-adapter"]
