@@ -406,13 +406,17 @@ def test_what_no_command_wrote_is_kept_before_any_work(fails, tmp_path, monkeypa
 
 
 def test_one_runs_twice_over_ones_own_output(run, tmp_path, toy_bank):
-    bank = toy_bank(backbone="mine").save(tmp_path / "bank.safetensors")
+    bank, seen = toy_bank(backbone="mine").save(tmp_path / "bank.safetensors"), []
     for _ in range(2):
         run("fit", "--bank", bank, "--shots", 1, "--method", "zero-shot", "--out", tmp_path / "c.safetensors")
         run("compare", "--banks", bank, "--methods", "zero-shot", "--shots", 1, "--seeds", 1, "--jobs", 1, "--out",
             tmp_path / "t.csv")
         run("sweep", "--banks", bank, "--method", "clip-adapter(steps=1)", "--grid", "alpha=0,1", "--grid", "reduction=1,4",
             "--shots", 1, "--seeds", 1, "--jobs", 1, "--out", tmp_path / "s.csv")
+        seen.append([[{k: v for k, v in row.items() if k != "seconds"} for row in rows_of(tmp_path / name)]
+                     for name in ("t.csv", "s.csv")])
+    assert seen[0] == seen[1] and [len(rows) for rows in seen[0]] == [1, 4]
+    assert {path.name for path in tmp_path.glob("*.previous.csv")} == {"t.previous.csv", "s.previous.csv"}
 
 
 def test_a_bank_without_test_images_is_refused_before_the_others_are_run(fails, tmp_path, toy_bank):

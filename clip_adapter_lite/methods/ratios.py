@@ -9,6 +9,7 @@ images to learn from.
 The architecture of Q is in no readable source, so `RatioNetwork` is our own design.
 """
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -27,16 +28,16 @@ def logit(ratio: float) -> float:
     return math.log(ratio / (1 - ratio))
 
 
-class Ratios(nn.Module):
+class Ratios(nn.Module, ABC):
     """(α, β), each [N, 1], of features [N, D] and weights [N, D]; either may be one row for all."""
 
     def forward(self, features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         alpha, beta = torch.sigmoid(self.logits(features, weights)).split(1, dim=-1)
         return alpha, beta
 
+    @abstractmethod
     def logits(self, features: Tensor, weights: Tensor) -> Tensor:
         """The numbers [N, 2] whose sigmoids α and β are."""
-        raise NotImplementedError
 
     def groups(self, rate: float) -> list[dict]:
         """AdamW's parameter groups; a `shared` logit moves at RATIO_RATE, without the decay that

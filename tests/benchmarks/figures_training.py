@@ -1,5 +1,6 @@
 """Figures of training one adapter: beside its bare matrix products, the peers' way, a search, and larger problems."""
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from statistics import median
 
@@ -127,30 +128,27 @@ def peers_speedup(quick: bool) -> Measured:
         f"fastest thread count: our first recipe {ours_tried}, an epoch of theirs {their_tried})."), holds=bool(close))
 
 
-def alpha_search(quick: bool) -> Measured:
+def over_one_training(alpha: str, quick: bool, told: Callable[[Episode, CLIPAdapter], str]) -> Measured:
+    """A fit that finds its ratio by `alpha` over one training at a fixed one; told(episode, method) names the former."""
     steps = 10 if quick else CLIPAdapter.steps
     episode, single = real_episode(), CLIPAdapter(alpha=0.5, steps=steps)
-    searched = replace(single, alpha="val")
+    found = replace(single, alpha=alpha)
     count, tried = fastest(lambda: single.fit(episode))
     with threads(count):
-        search, one = by_turns(lambda: searched.fit(episode), lambda: single.fit(episode), quick=quick)
-    return Measured(ratio(search, one), (
-        f"The search over {len(searched.grid)} ratios takes {median(search):.2f} s, one training at α = 0.5 "
-        f"{median(one):.3f} s (α = 0 needs no training; caltech101, 100 classes × 16 shots, D = 512, {steps} steps; "
-        f"{plural(count)}, the fastest: {tried})."))
+        whole, one = by_turns(lambda: found.fit(episode), lambda: single.fit(episode), quick=quick)
+    return Measured(ratio(whole, one), (
+        f"{told(episode, found)} takes {median(whole):.3f} s, one training at α = 0.5 {median(one):.3f} s (caltech101, 100 "
+        f"classes × 16 shots, D = 512, {steps} steps; {plural(count)}, the fastest: {tried})."))
+
+
+def alpha_search(quick: bool) -> Measured:
+    return over_one_training("val", quick, lambda _, method: (
+        f"The search over {len(method.grid)} ratios, of which α = 0 needs no training,"))
 
 
 def learned_ratio(quick: bool) -> Measured:
-    steps = 10 if quick else CLIPAdapter.steps
-    episode, single = real_episode(), CLIPAdapter(alpha=0.5, steps=steps)
-    learned = replace(single, alpha=CLIPAdapter.alpha)
-    count, tried = fastest(lambda: single.fit(episode))
-    with threads(count):
-        default, one = by_turns(lambda: learned.fit(episode), lambda: single.fit(episode), quick=quick)
-    return Measured(ratio(default, one), (
-        f"The default, α learned on {len(episode.val)} validation images, takes {median(default):.3f} s, one training at "
-        f"α = 0.5 {median(one):.3f} s (caltech101, 100 classes × 16 shots, D = 512, {steps} steps; {plural(count)}, the "
-        f"fastest: {tried})."))
+    return over_one_training(CLIPAdapter.alpha, quick, lambda episode, _: (
+        f"The default, α learned on {len(episode.val)} validation images,"))
 
 
 def growth(quick: bool) -> Measured:
