@@ -267,7 +267,8 @@ def test_shots_only_takes_the_validation_images_away(banks):
 
 
 def test_a_method_that_needs_validation_images_is_refused_without_them(banks, expect_refused):
-    with expect_refused("linear-probe chooses a setting on validation images, which shots only have not", ValueError):
+    with expect_refused("linear-probe chooses C on validation images, which shots only have not; give a number, as in "
+                        "linear-probe(C=1)", ValueError):
         cal.compare(banks, ["zero-shot", "linear-probe"], [1], [1], validation=False)
 
 

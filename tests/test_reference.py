@@ -94,7 +94,9 @@ def test_the_page_ranks_by_means_names_what_cannot_be_told_apart_and_counts_labe
                            made_up({"zero-shot": 0.3, "gda": 0.5, "tip-adapter": 0.4, "clap": 0.45}, 4)])
     monkeypatch.setattr(guide, "reference", lambda: table)
     lines = guide.page().splitlines()
-    assert "| any | **Tip-Adapter** 47.5 (GDA-CLIP) | **GDA-CLIP** 58.0 |" in lines
+    assert ("| 1 shot | **Tip-Adapter** 47.5 (GDA-CLIP) | **Tip-Adapter** 47.5 | **Tip-Adapter** 47.5 (GDA-CLIP) |"
+            in lines)
+    assert "| 4 shots | **GDA-CLIP** 58.0 | **CLAP** 52.5 | **GDA-CLIP** 58.0 |" in lines
     assert "| GDA-CLIP | 47.4 (2) | 58.0 (8) |" in lines and "| zero-shot CLIP | 37.5 (0) | 37.5 (0) |" in lines
     assert "| GDA-CLIP | +1.77 |" in lines and "| CLAP | +3.33 |" in lines  # 10.6 points over 6 labels, 10 over 3
     assert "Zero-shot CLIP, which needs no picture, has 37.5 %." in lines

@@ -5,7 +5,7 @@ import csv
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from ..banks import FeatureBank
@@ -126,8 +126,10 @@ def checked(runs: list[Run]) -> list[Run]:
             raise BankError(f"{run.bank.dataset} has no test images, so nothing fitted to it could "
                             "be judged; leave that bank out, or build it with some.")
         if not run.validation and run.method.needs_validation:
-            raise ValueError(f"{run.method.label} chooses a setting on validation images, which "
-                             "shots only have not; give that setting a number.")
+            chosen = [f.name for f in fields(run.method) if getattr(run.method, f.name) == "val"]
+            raise ValueError(f"{run.method.label} chooses {' and '.join(chosen)} on validation "
+                             "images, which shots only have not; give a number, as in "
+                             f"{run.method.name}({chosen[0]}=1), or leave that method out.")
         if not run.allow_fewer or run.shots < 1:
             run.bank.check_shots(run.shots)
     return runs

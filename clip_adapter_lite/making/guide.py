@@ -48,7 +48,7 @@ def page() -> str:
     mean = 100 * table.groupby(["method", "shots"]).accuracy.mean()
     name = lambda method: NAMES.get(method, method)
     held = [m for m in methods if m != ZERO and seen[m, shots[0]] > shots[0]]  # select on validation
-    groups = {"any": [m for m in methods if m != ZERO],
+    groups = {"any method": [m for m in methods if m != ZERO],
               "shots alone, no validation": [m for m in methods if m not in (ZERO, *held)],
               "no training": [m for m in UNTRAINED if m != ZERO]}
     heads = ["1 shot", *(f"{s} shots" for s in shots[1:])]
@@ -63,14 +63,14 @@ def page() -> str:
         "--banks YOURS`.", "",
         "## Which method when", "",
         "The best mean, and in brackets what a paired bootstrap cannot tell from it.", "",
-        line(["what you have", *heads]), line(["---"] * (1 + len(heads)))]
-    for what, group in groups.items():
+        line(["", *groups]), line(["---"] * (1 + len(groups)))]
+    for s, head in zip(shots, heads):
         cells = []
-        for s in shots:
+        for group in groups.values():
             best, near = leaders(table[table.shots == s], group)
             cells.append(f"**{name(best)}** {mean[best, s]:.1f}"
                          + (f" ({listed(map(name, near))})" if near else ""))
-        lines.append(line([what, *cells]))
+        lines.append(line([head, *cells]))
     lines += ["", "Zero-shot CLIP, which needs no picture, has "
               f"{mean[ZERO, shots[0]]:.1f} %.", "",
               "## Accuracy, and how many labelled images a class it took", "",
