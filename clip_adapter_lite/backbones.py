@@ -14,6 +14,7 @@ from .devices import best_device, tower_precision
 from .errors import one_line
 from .files import file_hash, located, tensor_hash
 from .naming import prompts
+from .values import as_texts
 
 CONTENT = "#sha256="  # in a checkpoint's tag, between its path and the hash of what it held
 OWN = ("hf-hub:", "local-dir:")  # open_clip's names of what brings its config, weights and tokenizer
@@ -310,9 +311,12 @@ def classifier_weights(backbone: Backbone, classnames: Sequence[str],
     """Zero-shot classifier weights W [C, D], unit length, on the CPU: text features averaged over
     the templates.
 
-    Underscores in class names are read as spaces. normalize_each: bring every template's feature to
-    unit length before averaging, as CLIP's own ensembles do; False averages the raw features.
+    Underscores in class names are read as spaces. One name or one template may be given alone.
+    normalize_each: bring every template's feature to unit length before averaging, as CLIP's own
+    ensembles do; False averages the raw features.
+    Raises ValueError for no or blank names and templates, and for a template without {}.
     """
+    classnames, templates = as_texts(classnames, "classnames"), as_texts(templates, "templates")
     for template in templates:
         if "{}" not in template:
             raise ValueError(f"The template '{template}' has no {{}} for the class name; write for "

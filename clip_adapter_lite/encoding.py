@@ -38,6 +38,8 @@ def open_image(item, plain: bool = False):
     try:
         if isinstance(item, Image.Image):
             return shown(item)
+        if not isinstance(item, (str, os.PathLike)):  # a number would open, and close, a stream of ours
+            raise TypeError("it is no path, PIL image or array")
         # by name, PIL garbles turned grey TIFFs
         with open(item, "rb") as file, Image.open(file) as picture:
             return shown(picture)

@@ -7,6 +7,6 @@ class BankError(ValueError):
     """
 
 
-def one_line(error: BaseException) -> str:
-    """An exception's message as part of a sentence: one line, no full stop."""
+def one_line(error: BaseException | str) -> str:
+    """An exception's message, or any text, as part of a sentence: one line, no full stop."""
     return " ".join(str(error).split()).rstrip(".").replace(". ", "; ") or type(error).__name__

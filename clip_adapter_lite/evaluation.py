@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .errors import one_line
 from .naming import count
 from .splits import predicted, share_right
 from .values import LABELS, as_tensor, is_whole, whole_number
@@ -259,5 +260,5 @@ def _refuse(runs, what: str, remedy: str) -> None:
     """Raise ValueError if there are such runs, with their number and the first of them."""
     if len(runs):
         first = ", ".join(f"{name} {value}" for name, value in zip(runs.index.names, runs.index[0]))
-        raise ValueError(f"{len(runs)} run{'s are' if len(runs) > 1 else ' is'} {what}, the first: "
-                         f"{first}; {remedy}.")
+        are = "runs are" if len(runs) > 1 else "run is"
+        raise ValueError(f"{len(runs)} {are} {what}, the first: {one_line(first)}; {remedy}.")

@@ -1,7 +1,7 @@
 """Fitted classifiers on disk, and on pictures."""
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
@@ -14,6 +14,7 @@ from .errors import one_line
 from .files import located, may_write_tensors, tensor_hash, write_tensors
 from .methods import METHODS, Classifier, ZeroShot
 from .methods.zero_shot import ZeroShotHead
+from .values import shown, whole_number
 
 KEY = "classifier"  # of a file's metadata
 FACTS = ("val_accuracy", "alpha", "beta", "steps", "seconds", "parameters", "origin")
@@ -95,8 +96,11 @@ def predict(classifier: Classifier, backbone: Backbone, images,
     if isinstance(images, (str, os.PathLike)) or hasattr(images,
                                                          "convert") or getattr(images, "ndim", 4) < 4:
         images = [images]
-    if top < 1:
+    if (top := whole_number(top, "top")) < 1:
         raise ValueError(f"top must be at least 1; got {top}.")
+    if not isinstance(images, Iterable):
+        raise ValueError(f"images must be a list of pictures (paths, PIL images or arrays), or one; "
+                         f"got {shown(images)}.")
     fitted = classifier.origin
     style = next((s for s in STYLES if preprocessing(backbone, s) == fitted.get("preprocessing")),
                  "clip")

@@ -15,6 +15,7 @@ from .methods import Classifier
 from .methods.base import Head
 from .naming import as_words
 from .splits import Split
+from .values import plain, shown
 
 
 def transfer(classifier: Classifier, bank: FeatureBank, *,
@@ -162,14 +163,17 @@ def _columns(known: tuple[str, ...], bank: FeatureBank, mapping: Mapping[str, st
     """The column, among the known classes, of each class of the bank. A name that k classes of both
     have (ImageNet has two called 'missile') is matched in order."""
     there, wanted = _places(known), _places(bank.classnames)
-    mapping = {_key(name): target for name, target in mapping.items()}
+    if not isinstance(mapping, Mapping):
+        raise ValueError("mapping must be a dictionary, {class of the bank: class of the "
+                         f"classifier}}; got {shown(mapping)}.")
+    mapping = {_key(name): plain(target) for name, target in mapping.items()}
     if absent := [name for name in mapping if name not in wanted]:
         raise ValueError(f"mapping names '{absent[0]}', which is not a class of {bank.dataset}; "
                          f"its keys must be classes of the bank ({_some(bank.classnames)}).")
     rows_of: dict[int, int] = {}  # column of the classifier → row of the bank
     for name, rows in wanted.items():
         here, target = bank.classnames[rows[0]], mapping.get(name, name)
-        column = isinstance(target, int) and 0 <= target < len(known)
+        column = isinstance(target, int) and not isinstance(target, bool) and 0 <= target < len(known)
         found = [target] if column else there.get(_key(target), [])
         if not found:
             said = f" ('{target}' in mapping)" if name in mapping else ""

@@ -1,6 +1,7 @@
 """What people hand over (tensors, arrays, lists, columns of tables, numbers of numpy) as what is
 computed with here.
 """
+from collections.abc import Iterable
 from operator import index
 from pathlib import PurePath
 
@@ -70,6 +71,19 @@ def whole_number(value, what: str) -> int:
     if number is None or not -2 ** 63 <= number < 2 ** 63:  # torch takes no larger seed
         raise BankError(f"{what} must be a whole number; got {shown(value)}.")
     return number
+
+
+def as_texts(values, what: str) -> list[str]:
+    """Names or sentences as a list; one alone is a list of one. Raises BankError for none, blank
+    ones and what is no text.
+    """
+    found = [values] if isinstance(values, str) else values
+    found = list(found) if isinstance(found, Iterable) else [found]
+    wrong = [text for text in found if not isinstance(text, str) or not text.replace("_", " ").strip()]
+    if wrong or not found:
+        raise BankError(f"{what} must be texts, one at least and none of them blank; got "
+                        f"{shown(wrong[0]) if wrong else 'none'}.")
+    return found
 
 
 def as_scale(value, dataset: str) -> float:

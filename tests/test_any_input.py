@@ -59,7 +59,7 @@ def result(function, *given, **options):
     """What the function returns, or None if it refuses in one sentence."""
     try:
         return function(*given, **options)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         message = str(error)
         assert message.endswith(".") and ". " not in message and "\n" not in message, message
         return None

@@ -70,4 +70,4 @@ def summarise(table):
     found = {name: ("accuracy", name) for name in ("mean", "std", "count")}
     if "labelled" in table:
         found["labelled"] = "labelled", "mean"
-    return table.groupby(by, sort=False).agg(**found).reset_index()
+    return table.groupby(by, sort=False, dropna=False, observed=True).agg(**found).reset_index()

@@ -4,6 +4,7 @@ again.
 import json
 
 from ..banks import FeatureBank
+from ..evaluation import need_runs
 from ..files import BUNDLED
 from ..methods import CLAP, GDA, CLIPAdapter, CoOp, LinearAdapter, LinearProbe, TipAdapter, ZeroShot
 from .runs import Run, execute, tidy
@@ -35,7 +36,14 @@ def recompute(rows, jobs: int = -1):
 
     On the machine type and versions of the reference the two are equal; others may differ by a few
     test images.
+
+    Raises ValueError for a table without rows or columns, or a method the reference lacks, and
+    FileNotFoundError for a bank that is not there.
     """
+    need_runs(rows, ["dataset", "method", "shots", "seed"])
+    if unknown := sorted(set(map(str, rows["method"])) - set(MEASURED)):
+        raise ValueError(f"The reference has no method '{unknown[0]}' (it has "
+                         f"{', '.join(MEASURED)}); give rows of cal.reference().")
     banks = {name: FeatureBank.load(name) for name in rows["dataset"].unique()}
     runs = [Run(banks[row.dataset], MEASURED[row.method], row.shots, row.seed)
             for row in rows.itertuples()]
