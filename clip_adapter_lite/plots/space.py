@@ -23,10 +23,10 @@ def manifold(panels, labels, classnames, backbone: str | None = None, note: str 
     labels = as_array(labels)
     classes = numpy.unique(labels).tolist()
     colours = PALETTE if len(classes) <= len(PALETTE) else seaborn.husl_palette(len(classes)).as_hex()
-    columns = min(2, len(panels))
+    columns = 2 if len(panels) > 3 else len(panels)  # three fit on a screen in one row only
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=((6.5, 9.6)[columns - 1], (5.2 if columns == 1 else 4.4) * rows + 0.4),
-                    layout="constrained")
+    width, height = ((6.5, 5.2), (9.6, 4.4), (9.6, 3.5))[columns - 1]
+    figure = Figure(figsize=(width, height * rows + 0.4), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat[len(panels):]:
         axis.remove()

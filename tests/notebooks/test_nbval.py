@@ -10,7 +10,10 @@ from pathlib import Path
 import nbformat
 import pytest
 from course import NOTEBOOKS, SOURCES, code_cells, is_checked, quiet
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from nbformat.v4 import new_code_cell, new_notebook, new_output
+from titles import faults
 
 pytestmark = [pytest.mark.slow, pytest.mark.notebook]
 
@@ -18,11 +21,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.notebook]
 def nbval(notebook: Path, folder: Path) -> tuple[dict[int, bool], str]:
     """({number of the code cell: same} of the cells that were compared, nbval's report if anything failed)."""
     compared, here = folder / "compared.json", Path(__file__).parent
+    startup = folder / "ipython" / "profile_default" / "startup"
+    startup.mkdir(parents=True, exist_ok=True)
+    (startup / "titles.py").write_text("import titles\n")  # a module of its own: a notebook's names are not its names
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=900", "-q",
          "--color=no", "-p", "nbval_compared", "-p", "no:cacheprovider", f"--rootdir={NOTEBOOKS.parent}", str(notebook)],
         capture_output=True, text=True, cwd=NOTEBOOKS.parent,
-        env=quiet(folder) | {"NBVAL_COMPARED": str(compared), "PYTHONPATH": str(here)})
+        env=quiet(folder) | {"NBVAL_COMPARED": str(compared), "PYTHONPATH": str(here),
+                             "TITLES": str(folder / "titles.txt")})
     found = json.loads(compared.read_text()) if compared.exists() else {}
     return {int(n): same for n, same in found.items()}, done.stdout + done.stderr if done.returncode else ""
 
@@ -38,6 +45,21 @@ def test_nbval_runs_the_notebook_and_compares_every_marked_cell(source, tmp_path
     compared, report = nbval(notebook, tmp_path)
     assert not report, report
     assert len(wanted) >= 3 and sorted(compared) == wanted and all(compared.values())
+    figures = (tmp_path / "titles.txt").read_text(encoding="utf-8").splitlines()
+    assert set(figures) == {"fine"}, set(figures)
+
+
+@pytest.mark.parametrize("titles, wanted", [
+    (("one", "two"), []), (("one " * 8, "two"), ["touches 'two'"]),
+    (("one", "two " * 30), ["cut off"]), (("", ""), [])])
+def test_titles_that_touch_are_found(titles, wanted):
+    figure = Figure(figsize=(4, 3))
+    FigureCanvasAgg(figure)
+    for axis, title in zip(figure.subplots(1, 2), titles):
+        axis.set_title(title, loc="left")
+    figure.canvas.draw()
+    found = " ".join(faults(figure))
+    assert bool(found) == bool(wanted) and all(part in found for part in wanted), found
 
 
 def tiny(folder: Path, output: str, count: int | None = 1) -> Path:
