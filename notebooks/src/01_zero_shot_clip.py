@@ -108,7 +108,8 @@ print(f"by hand {100 * by_hand:.1f} %, the library {100 * library:.1f} %, guessi
 # ## Temperature: how sure to be
 #
 # Cosines lie between −1 and 1, so their softmax is nearly flat. CLIP multiplies them with `1/τ` first, the *logit
-# scale*. It is learned: 100 for OpenAI's CLIP, about 25 for the pocket CLIP.
+# scale*. It is learned: 100 for OpenAI's CLIP, about 25<!-- shown: 1/τ = 25 --> for the
+# pocket CLIP.
 #
 # **Predict:** you multiply with 100 instead of 25. What happens to the accuracy, and what to the confidence?
 

@@ -272,7 +272,7 @@ if BACKBONE == "pocket":
 #
 # ## Check your understanding
 #
-# **1.** Train accuracy is 100 % with and without the residual. Is one of them overfitting more?
+# **1.** Train accuracy is 100<!-- shown: 100.0 --> % with and without the residual. Is one of them overfitting more?
 #
 # <details><summary>Answer</summary>
 #

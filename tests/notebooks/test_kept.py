@@ -115,6 +115,17 @@ def test_no_printed_line_wraps_on_the_page(source):
 
 
 @every_notebook
+def test_marked_numbers_of_the_prose_are_those_of_the_outputs(source):
+    """Behind a number that an output must bear out stands <!-- shown: the words of that output -->."""
+    notebook = kept(source)
+    shown = "\n".join(text for _, output in outputs(notebook) for text in texts(output))
+    for cell in notebook.cells:
+        marks = re.findall(r"([\d.]+)<!-- shown: (.+?) -->", cell.source) if cell.cell_type == "markdown" else []
+        assert len(marks) == cell.source.count("<!-- shown") or cell.cell_type == "code"
+        assert not [mark for mark in marks if mark[0] not in mark[1] or mark[1] not in shown]
+
+
+@every_notebook
 def test_no_figure_is_wider_than_the_page(source):
     pictures = [(n, base64.b64decode(output.data["image/png"])) for n, output in outputs(kept(source))
                 if "image/png" in output.get("data", {})]
