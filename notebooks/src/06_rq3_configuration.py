@@ -28,6 +28,7 @@ import pandas
 import clip_adapter_lite as cal
 from clip_adapter_lite import plots, widgets
 from clip_adapter_lite.experiments.sweep import chosen_on_validation
+from clip_adapter_lite.questions import ask
 
 # %% [markdown]
 # ## Three knobs
@@ -54,6 +55,9 @@ for bank in banks:
 #
 # Three branches, three widths, four ratios, two banks, two support sets of four shots: over a hundred
 # runs, live. In the text branch the ratio is β; with both, one number serves both.
+
+# %%
+ask("06/alpha")
 
 # %%
 grid = {"branch": ["visual", "text", "both"], "reduction": [1, 4, 32], "alpha": [0.0, 0.2, 0.6, 1.0]}
@@ -92,6 +96,9 @@ chosen["flattery"] = chosen.best_accuracy - chosen.accuracy
 # 16 shots; `shots=[16]` above takes minutes.)
 #
 # **Predict:** how much does D/32 lose?
+
+# %%
+ask("06/width")
 
 # %%
 visual = table[table.branch == "visual"]
@@ -154,6 +161,9 @@ if BACKBONE == "pocket":
 # **Predict:** sketch the cloud before you run the cell. Where do `pacs-photo` and `gtsrb` lie?
 
 # %%
+ask("06/cloud")
+
+# %%
 four = reference[(reference.shots == 4) & reference.method.isin(["zero-shot", "clip-adapter"])]
 plots.best_ratio(four)
 
@@ -203,6 +213,9 @@ print(kinds.groupby("kind").agg(["min", "max"]).round(2).to_string())
 # and gives no error.
 #
 # **Predict:** with a scale four times too high, what happens to accuracy? To confidence?
+
+# %%
+ask("06/scale")
 
 # %%
 # NBVAL_CHECK_OUTPUT

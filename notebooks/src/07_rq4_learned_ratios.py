@@ -26,6 +26,7 @@ import torch
 
 import clip_adapter_lite as cal
 from clip_adapter_lite import plots
+from clip_adapter_lite.questions import ask
 
 FIXED, SEARCHED = "clip-adapter(alpha=0.2)", "clip-adapter(alpha=val)"
 SHARED, NETWORK = "clip-adapter", "clip-adapter(alpha=learned)"
@@ -56,6 +57,9 @@ print(f"adapter {learned.parameters - extra} parameters, Q {extra} more")
 # **Predict:** Q starts at exactly 0.4 for everything. What does an untrained learned-ratio adapter equal?
 
 # %%
+ask("07/start")
+
+# %%
 # NBVAL_CHECK_OUTPUT
 start = cal.CLIPAdapter(alpha="learned", steps=0).fit(episode)
 fixed = cal.CLIPAdapter(alpha=0.4, steps=0).fit(episode)
@@ -71,6 +75,9 @@ print(f"ratios at the start: {start.alphas(features).unique().numpy().round(4)};
 # the other.
 #
 # **Predict:** the adapter soon knows the support pictures by heart. What will their loss make of α?
+
+# %%
+ask("07/support")
 
 
 # %%
@@ -165,6 +172,9 @@ if BACKBONE == "pocket":
 # **Predict:** will one learned number be above, below or level with the search? And Q with the one number?
 
 # %%
+ask("07/search")
+
+# %%
 pairs = {"one number − searched": (SHARED, SEARCHED), "one number − fixed 0.2": (SHARED, FIXED),
          "Q − searched": (NETWORK, SEARCHED), "Q − one number": (NETWORK, SHARED)}
 parts = {"all shots": reference, "1 shot": reference[reference.shots == 1], "16 shots": reference[reference.shots == 16]}
@@ -182,6 +192,9 @@ plots.differences(found, "pocket")
 # we draw many small ones. Each chooses among the eleven, by accuracy, then loss.
 #
 # **Predict:** how far do the choices of ten pictures spread?
+
+# %%
+ask("07/spread")
 
 # %%
 clothes = cal.FeatureBank.load("fashion-mnist", BACKBONE)
@@ -232,6 +245,9 @@ ratios.assign(kind=kind).pivot_table(index="dataset", columns=["kind", "shots"],
 # Now Q's for each test picture, live: five banks, 16 shots, one seed.
 #
 # **Predict:** one value for all pictures of a bank, or a broad spread?
+
+# %%
+ask("07/pictures")
 
 # %%
 names = ("pacs-cartoon", "dtd10", "rsscn7", "sun18", "cifar10")

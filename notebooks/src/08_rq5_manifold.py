@@ -32,6 +32,7 @@ from sklearn.metrics import silhouette_score
 import clip_adapter_lite as cal
 from clip_adapter_lite import plots, widgets
 from clip_adapter_lite.manifold import fitted_features, manifold_measures, tsne
+from clip_adapter_lite.questions import ask
 
 # %% [markdown]
 # ## The claim
@@ -85,6 +86,9 @@ for stage, f in features.items():
 # **Predict:** CoOp learns the words of the prompt. What does that do to the image features?
 
 # %%
+ask("08/coop")
+
+# %%
 # NBVAL_CHECK_OUTPUT
 if BACKBONE == "pocket":
     coop = cal.CoOp().fit(episode)
@@ -98,6 +102,9 @@ if BACKBONE == "pocket":
 # drawn; no readable source says which.
 #
 # **Predict:** in which panel below will the classes be best apart?
+
+# %%
+ask("08/panels")
 
 # %%
 first = {stage: tsne(f, perplexity=30, seed=0) for stage, f in features.items()}
@@ -138,6 +145,9 @@ plots.measures(table)
 # so it does not move.*
 #
 # **Predict:** the same on the sixteen support images a class, instead of the test images. Which stage gains most?
+
+# %%
+ask("08/support")
 
 # %%
 flattered = pandas.DataFrame(measured(bank, seed=1, part="support")).set_index("stage")

@@ -31,6 +31,7 @@ from torch.nn.functional import cross_entropy
 import clip_adapter_lite as cal
 from clip_adapter_lite import plots
 from clip_adapter_lite.experiments.reproduce import paper_numbers
+from clip_adapter_lite.questions import ask
 from clip_adapter_lite.transfer import shifted
 
 # %% [markdown]
@@ -51,6 +52,9 @@ for bank in banks:
 # `cal.transfer` takes a fitted classifier to another bank. Nothing is fitted again; only the classes are matched by name.
 #
 # **Predict:** by how much does the accuracy fall from photos to sketches?
+
+# %%
+ask("09/floor")
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -90,6 +94,9 @@ table = pandas.DataFrame([judged(fit, bank) for bank in banks for fit in fits.va
 
 # %% [markdown]
 # **Predict:** all three trained methods are far above zero-shot on photos. Which of them will still be so on sketches?
+
+# %%
+ask("09/sketches")
 
 # %%
 plots.accuracy_bars(table, by="dataset")
@@ -153,6 +160,9 @@ for seed in (1, 2, 3):
 # that of sketches?
 
 # %%
+ask("09/alone")
+
+# %%
 ratios = [0, 0.2, 0.5, 0.8, 1]
 alphas = pandas.DataFrame([
     judged(fit, bank) | {"alpha": alpha} for alpha in ratios for seed in (1, 2, 3)
@@ -207,6 +217,9 @@ for method in (cal.LinearProbe(), cal.TipAdapter(alpha=1.0, beta=5.0)):
 # learnt with other pictures?
 
 # %%
+ask("09/new")
+
+# %%
 wordy = [cal.ZeroShot(), cal.CoOp(), cal.CLIPAdapter(alpha=0.2), cal.CLIPAdapter(branch="text", beta=0.2)]
 wordy = [method for method in wordy if BACKBONE == "pocket" or method.name != "coop"]
 
@@ -244,6 +257,9 @@ for method in list(on_new.method.unique())[1:]:
 # bin is right. The *expected calibration error* (ECE) is the mean gap.
 #
 # **Predict:** is a method that errs more on sketches also less sure of itself there?
+
+# %%
+ask("09/sure")
 
 # %%
 def probabilities(fit, bank, factor=1.0):
@@ -290,6 +306,9 @@ errors.pivot_table(index="method", columns="dataset", values=["ECE", "by noise"]
 # or softer. 1/τ, the logit scale, is such a factor.
 #
 # **Predict:** which factor is best on sketches, above 1 or below?
+
+# %%
+ask("09/factor")
 
 # %%
 factors = [2 ** (k / 2) for k in range(-6, 5)]

@@ -30,6 +30,7 @@ from torch.nn.functional import cross_entropy, normalize, one_hot
 import clip_adapter_lite as cal
 from clip_adapter_lite import plots
 from clip_adapter_lite.experiments.reproduce import paper_averages
+from clip_adapter_lite.questions import ask
 
 # %% [markdown]
 # ## A cache instead of weights
@@ -82,6 +83,9 @@ print(f"your logits are the library's, to 1e-9; numbers trained: {library.parame
 # ## What α and β do
 #
 # **Predict**, before you run it: what does the method become at α = 0, at β = 0, and with the votes alone at a very large β?
+
+# %%
+ask("10/flat")
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -176,6 +180,9 @@ for name, logits in {"zero-shot": zero_shot, "cache": zero_shot + 1.17 * votes(t
 # **Predict:** which grows with the number of shots? From where on has Tip-Adapter-F more numbers to train?
 
 # %%
+ask("10/size")
+
+# %%
 # NBVAL_CHECK_OUTPUT
 C, D = W.shape
 for shots in (1, 4, 16, 48):
@@ -201,6 +208,9 @@ plots.accuracy_over_shots(mean.assign(dataset=f"mean of {complete.dataset.nuniqu
 # *Figure: precomputed. Look first at how far the untrained cache comes, then at what training adds at each end.*
 #
 # **Predict:** is training worth more at 1 shot or at 16? The rule decides, run by run.
+
+# %%
+ask("10/training")
 
 # %%
 pairs = [("tip-adapter", "zero-shot"), ("tip-adapter(finetune=True)", "tip-adapter"), ("tip-adapter", "clip-adapter"),
@@ -244,6 +254,9 @@ at_16.agg(seconds=("seconds", "median"), parameters=("parameters", "median")).re
 # **Predict:** is any of them above CLIP-Adapter at both ends?
 
 # %%
+ask("10/gda")
+
+# %%
 later = ["zero-shot", "clip-adapter", "clap", "clap(constraint=False)", "gda", "linear-adapter"]
 newer = reference[reference.method.isin(later) & (reference.seed <= 3)]
 newer = newer[newer.dataset.isin(complete.dataset.unique())]
@@ -279,6 +292,9 @@ for one in large:
 
 # %% [markdown]
 # **Predict:** with enough pictures, does a cache that only remembers keep up with methods that learn?
+
+# %%
+ask("10/remember")
 
 # %%
 methods = [cal.ZeroShot(), cal.TipAdapter(), cal.TipAdapter(finetune=True), cal.CLIPAdapter(alpha=0.2)]

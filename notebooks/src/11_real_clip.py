@@ -36,6 +36,7 @@ from clip_adapter_lite import plots
 from clip_adapter_lite.datasets import TABLE, fashion_mnist, load_dataset
 from clip_adapter_lite.encoding import preprocessing
 from clip_adapter_lite.experiments.reproduce import paper, paper_numbers, reproduce
+from clip_adapter_lite.questions import ask
 
 # %% [markdown]
 # ## Which CLIP is here?
@@ -104,6 +105,9 @@ for place in sorted(folder.iterdir())[:3]:
 
 # %% [markdown]
 # **Predict:** nobody told the library what is for training, for validation and for test. What should it do?
+
+# %%
+ask("11/split")
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -180,6 +184,9 @@ print(f"α = {clf.alpha:.2f}, validation {100 * clf.val_accuracy:.0f} %, test {1
 # are from the test split, which no fit has seen.
 #
 # **Predict:** will a wrong answer look less sure than a right one?
+
+# %%
+ask("11/sure")
 
 # %%
 fresh = dataset.splits["test"][::9][:8]
@@ -283,6 +290,9 @@ print("they know:", theirs.meta["protocol"], theirs.templates[0], theirs.meta["p
 
 # %% [markdown]
 # **Predict:** somebody changes one byte on the way. What happens?
+
+# %%
+ask("11/byte")
 
 # %%
 # NBVAL_CHECK_OUTPUT
