@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .backbones import Backbone
+from .decoding import decoded, resizing
 from .devices import as_array
 from .errors import one_line
 
@@ -151,6 +152,7 @@ class Encoder:
     They are two because bytes become numbers quickest for a whole batch at once (on a GPU a quarter
     of the bytes travel), and because PyTorch's operations in many threads compete with the tower
     for the cores. JPEGs are decoded in full: PIL's quicker draft mode would give other pixels.
+    decoder: on CUDA, where PIL's lock would be waited for, torchvision (`decoding`), else "PIL".
     """
 
     def __init__(self, backbone: Backbone, style: str = "clip", views: int = 1, seed: int = 1,
@@ -170,6 +172,8 @@ class Encoder:
         self.normalize = steps[-1] if len(steps) > 2 and isinstance(steps[-1], Normalize) else None
         # the last but one makes a tensor
         self.geometry = Compose(steps[:-2]) if self.normalize else backbone.preprocess
+        self.quick = self._quick(steps[:-2]) if self.normalize else None
+        self.decoder = "PIL" if self.quick is None else "torchvision, PIL for what it reads otherwise"
         self.most: int | None = None  # pictures at a time that fit into the device's memory
 
     def pixels(self, item, row: int = 0) -> Tensor:
@@ -179,7 +183,14 @@ class Encoder:
         View 0 is the plain picture; the others depend on (seed, row, view) alone.
         """
         import numpy
-        whole = open_image(item, self.plain)
+        from PIL import Image
+        found = decoded(item, self.plain) if self.quick is not None else None
+        if found is not None and self.views == 1:
+            return self._resized(found)
+        if found is not None:
+            whole = Image.fromarray(found.permute(1, 2, 0).numpy())
+        else:
+            whole = open_image(item, self.plain)
         pictures = [whole if self.style == "clip" else whole.resize(self.size, self.resample)]
         pictures += [random_view(whole, random.Random(f"{self.seed}/{row}/{view}"),
                                  STYLES[self.style], self.size, self.resample)
@@ -189,6 +200,21 @@ class Encoder:
         if not self.normalize:
             return torch.stack(made)
         return torch.from_numpy(numpy.stack(list(map(numpy.asarray, made))))
+
+    def _quick(self, steps: Sequence) -> list | None:
+        """What resizes decoded bytes instead of `geometry`; None where PIL is to do it."""
+        from torchvision.transforms import InterpolationMode, Resize
+        if self.backbone.device.type != "cuda":
+            return None
+        if self.style != "clip":
+            steps = [Resize(self.size[::-1])]
+        return resizing(steps, InterpolationMode(self.resample.name.lower()))
+
+    def _resized(self, found: Tensor) -> Tensor:
+        """Bytes [1, H, W, 3] of the input size of a decoded picture [3, H, W]."""
+        for step in self.quick:
+            found = step(found)
+        return found.permute(1, 2, 0)[None].contiguous()
 
     def features(self, pixels: Sequence[Tensor]) -> Tensor:
         """Features [N, V, D], float32 on the CPU, of what `pixels` gave for N pictures.
