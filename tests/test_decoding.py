@@ -120,8 +120,8 @@ def test_features_of_what_a_gpu_would_be_given_are_those_of_pil(style, pocket, t
     paths = [written(tmp_path, f"{i}.{('jpg', 'png')[i % 2]}", drawn(*size, seed=i)) for i, size in enumerate(sizes)]
     usual, quick = Encoder(pocket, style), Encoder(replace(pocket, device=torch.device("cuda")), style)
     assert usual.decoder == "PIL" and quick.decoder.startswith("torchvision")
-    apart = [(usual.pixels(path).int() - quick.pixels(path).int()).abs().max().item() for path in paths]
-    assert max(apart) <= 5 and apart[-1] == 0  # hard edges, squashed; up to 2 on real pictures
+    apart = [(usual.pixels(path).int() - quick.pixels(path).int()).abs().float().mean().item() for path in paths]
+    assert max(apart) < 0.1 and apart[-1] == 0  # of 255; at a hard edge a pixel may differ by more
     usual, quick = (usual.features([each.pixels(path) for path in paths])[:, 0] for each in (usual, quick))
     assert torch.cosine_similarity(usual, quick).min() > 0.9999
 
