@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from .backbones import Backbone
-from .decoding import decoded, resizing
-from .devices import as_array
+from .decoding import can_decode, decoded, resizing
+from .devices import as_array, in_parts
 from .errors import one_line
 
 # The two preprocessings of the literature, and how much of a picture's area a random training view
@@ -172,8 +172,11 @@ class Encoder:
         self.normalize = steps[-1] if len(steps) > 2 and isinstance(steps[-1], Normalize) else None
         # the last but one makes a tensor
         self.geometry = Compose(steps[:-2]) if self.normalize else backbone.preprocess
-        self.quick = self._quick(steps[:-2]) if self.normalize else None
-        self.decoder = "PIL" if self.quick is None else "torchvision, PIL for what it reads otherwise"
+        self.quick = backbone.device.type == "cuda" and can_decode()
+        self.resizing = None  # of what torchvision decoded, where its resize does as PIL's
+        if self.quick and self.normalize and style == "clip" and views == 1:
+            self.resizing = resizing(steps[:-2], self.resample.name.lower())
+        self.decoder = "torchvision, PIL for what it reads otherwise" if self.quick else "PIL"
         self.most: int | None = None  # pictures at a time that fit into the device's memory
 
     def pixels(self, item, row: int = 0) -> Tensor:
@@ -184,13 +187,13 @@ class Encoder:
         """
         import numpy
         from PIL import Image
-        found = decoded(item, self.plain) if self.quick is not None else None
-        if found is not None and self.views == 1:
-            return self._resized(found)
-        if found is not None:
-            whole = Image.fromarray(found.permute(1, 2, 0).numpy())
-        else:
+        found = decoded(item, self.plain) if self.quick else None  # [3, H, W]
+        if found is None:
             whole = open_image(item, self.plain)
+        elif self.resizing:
+            return self.resizing(found).permute(1, 2, 0)[None].contiguous()
+        else:
+            whole = Image.fromarray(found.permute(1, 2, 0).numpy())
         pictures = [whole if self.style == "clip" else whole.resize(self.size, self.resample)]
         pictures += [random_view(whole, random.Random(f"{self.seed}/{row}/{view}"),
                                  STYLES[self.style], self.size, self.resample)
@@ -201,21 +204,6 @@ class Encoder:
             return torch.stack(made)
         return torch.from_numpy(numpy.stack(list(map(numpy.asarray, made))))
 
-    def _quick(self, steps: Sequence) -> list | None:
-        """What resizes decoded bytes instead of `geometry`; None where PIL is to do it."""
-        from torchvision.transforms import InterpolationMode, Resize
-        if self.backbone.device.type != "cuda":
-            return None
-        if self.style != "clip":
-            steps = [Resize(self.size[::-1])]
-        return resizing(steps, InterpolationMode(self.resample.name.lower()))
-
-    def _resized(self, found: Tensor) -> Tensor:
-        """Bytes [1, H, W, 3] of the input size of a decoded picture [3, H, W]."""
-        for step in self.quick:
-            found = step(found)
-        return found.permute(1, 2, 0)[None].contiguous()
-
     def features(self, pixels: Sequence[Tensor]) -> Tensor:
         """Features [N, V, D], float32 on the CPU, of what `pixels` gave for N pictures.
 
@@ -225,21 +213,10 @@ class Encoder:
         pictures = torch.cat(list(pixels))
         if self.backbone.device.type == "cuda":
             pictures = pictures.pin_memory()
-        while True:
-            try:
-                parts = [self.backbone.encode_images(self._prepared(part))
-                         for part in pictures.split(self.most or len(pictures))]
-                return torch.cat(parts).unflatten(0, (-1, self.views))
-            except torch.cuda.OutOfMemoryError as error:
-                tried = min(self.most or len(pictures), len(pictures))
-                if tried == 1:
-                    raise RuntimeError(f"{self.backbone.device} has too little free memory for one "
-                                       f"picture ({one_line(error)}); stop what else uses it, or "
-                                       "hide it with CUDA_VISIBLE_DEVICES= to build on the "
-                                       "CPU.") from error
-            # here, where the failed attempt's tensors are no longer held by its traceback
-            self.most = tried // 2
-            torch.cuda.empty_cache()
+        encode = lambda part: self.backbone.encode_images(self._prepared(part))
+        found, self.most = in_parts(encode, pictures, self.most or len(pictures), "picture",
+                                    self.backbone.device)
+        return found.unflatten(0, (-1, self.views))
 
     def _prepared(self, part: Tensor) -> Tensor:
         part = part.to(self.backbone.device, non_blocking=True)
