@@ -116,8 +116,8 @@ def coop_speedup(classes: int):
         plain, ours = by_turns(*both_trainings(10 if quick else classes), quick=quick)
         return Measured(ratio(plain, ours), (
             f"A plain eager 77-token step takes {1000 * median(plain) / STEPS:.1f} ms, ours "
-            f"{1000 * median(ours) / STEPS:.1f} ms, its capture included ({classes} classes, M = {LENGTH}, text tower of ViT-B/16 with random weights, half "
-            f"precision; {card()})."))
+            f"{1000 * median(ours) / STEPS:.1f} ms, its capture included ({classes} classes, M = {LENGTH}, text tower of "
+            f"ViT-B/16 with random weights, half precision; {card()})."))
     return measure
 
 
