@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import linear, normalize, scaled_dot_product_attention
 
 from . import pocket
-from .devices import best_device, tower_precision
+from .devices import best_device, in_parts, tower_precision
 from .errors import one_line
 from .files import file_hash, located, tensor_hash
 from .naming import prompts
@@ -70,11 +70,10 @@ class Backbone:
         """
         tokens = self.tokens(texts)
         if _is_causal(getattr(self.model, "text", self.model)):
-            parts = [self.encode_tokens(self.embed(part), part.argmax(1))
-                     for part in tokens.split(batch)]
+            encode = lambda part: self.encode_tokens(self.embed(part), part.argmax(1))
         else:
-            parts = [self.model.encode_text(part) for part in tokens.split(batch)]
-        return torch.cat(parts).float().cpu()
+            encode = self.model.encode_text
+        return in_parts(lambda part: encode(part).float().cpu(), tokens, batch, "text")[0]
 
     # ── the text tower from the inside, as prompt learning needs it ───────────────────────────────
 
@@ -96,7 +95,8 @@ class Backbone:
         """Token embeddings [N, L, width] of token ids [N, L], before positions are added."""
         return self.text_tower.token_embedding(tokens).to(self.text_tower.transformer.get_cast_dtype())
 
-    def encode_tokens(self, embedded: Tensor, end: Tensor, prefix: "Prefix" = ()) -> Tensor:
+    def encode_tokens(self, embedded: Tensor, end: Tensor, prefix: "Prefix" = (),
+                      last: int | None = None) -> Tensor:
         """Text features [N, D] from token embeddings [N, L, width]; gradients flow.
 
         end: [N], the position of each text's end token in `embedded`, whose state is projected. The
@@ -104,8 +104,10 @@ class Backbone:
             of the work for short prompts.
         prefix: what `encode_prefix` gave for the tokens that stand before `embedded` in every text,
             if there are any.
+        last: the last of `end`, if it is known: to look it up waits for the device.
         """
-        tower, x = self.text_tower, embedded[:, :int(end.max()) + 1]
+        last = int(end.max()) if last is None else last
+        tower, x = self.text_tower, embedded[:, :last + 1]
         if prefix:
             x, _ = _transform(tower, x, prefix)
         else:

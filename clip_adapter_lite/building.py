@@ -138,6 +138,7 @@ def build(dataset: ImageDataset, backbone: Backbone, templates: Sequence[str], *
             "source": dataset.source, "licence": dataset.licence,
             "preprocessing": preprocessing(backbone, style),
             "reading": "stored pixels, as CoOp" if dataset.plain else "as viewers show it",
+            "decoder": encoders["test"].decoder,
             "normalize_each": normalize_each, "versions": versions()}
     if views > 1:
         meta["views"] = {"count": views, "first": "plain",
@@ -179,7 +180,7 @@ def _job(dataset: ImageDataset, encoder: Encoder, batch: int) -> dict:
         weights = file_hash(Path(weights))
     return {"pictures": digest.hexdigest(), "backbone": backbone.name, "weights": weights,
             "preprocessing": preprocessing(backbone, encoder.style), "views": encoder.views,
-            "plain": encoder.plain,
+            "plain": encoder.plain, "decoder": encoder.decoder,
             "seed": encoder.seed if encoder.views > 1 else None, "batch": batch,
             "device": backbone.device.type, "versions": {name: version(name) for name in READ_BY}}
 

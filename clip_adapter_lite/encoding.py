@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from .backbones import Backbone
-from .devices import as_array
+from .decoding import can_decode, decoded, resizing
+from .devices import as_array, in_parts
 from .errors import one_line
 
 # The two preprocessings of the literature, and how much of a picture's area a random training view
@@ -153,6 +154,7 @@ class Encoder:
     They are two because bytes become numbers quickest for a whole batch at once (on a GPU a quarter
     of the bytes travel), and because PyTorch's operations in many threads compete with the tower
     for the cores. JPEGs are decoded in full: PIL's quicker draft mode would give other pixels.
+    decoder: on CUDA, where PIL's lock would be waited for, torchvision (`decoding`), else "PIL".
     """
 
     def __init__(self, backbone: Backbone, style: str = "clip", views: int = 1, seed: int = 1,
@@ -172,6 +174,11 @@ class Encoder:
         self.normalize = steps[-1] if len(steps) > 2 and isinstance(steps[-1], Normalize) else None
         # the last but one makes a tensor
         self.geometry = Compose(steps[:-2]) if self.normalize else backbone.preprocess
+        self.quick = backbone.device.type == "cuda" and can_decode()
+        self.resizing = None  # of what torchvision decoded, where its resize does as PIL's
+        if self.quick and self.normalize and style == "clip" and views == 1:
+            self.resizing = resizing(steps[:-2], self.resample.name.lower())
+        self.decoder = "torchvision, PIL for what it reads otherwise" if self.quick else "PIL"
         self.most: int | None = None  # pictures at a time that fit into the device's memory
 
     def pixels(self, item, row: int = 0) -> Tensor:
@@ -181,7 +188,14 @@ class Encoder:
         View 0 is the plain picture; the others depend on (seed, row, view) alone.
         """
         import numpy
-        whole = open_image(item, self.plain)
+        from PIL import Image
+        found = decoded(item, self.plain) if self.quick else None  # [3, H, W]
+        if found is None:
+            whole = open_image(item, self.plain)
+        elif self.resizing:
+            return self.resizing(found).permute(1, 2, 0)[None].contiguous()
+        else:
+            whole = Image.fromarray(found.permute(1, 2, 0).numpy())
         pictures = [whole if self.style == "clip" else whole.resize(self.size, self.resample)]
         pictures += [random_view(whole, random.Random(f"{self.seed}/{row}/{view}"),
                                  STYLES[self.style], self.size, self.resample)
@@ -201,21 +215,10 @@ class Encoder:
         pictures = torch.cat(list(pixels))
         if self.backbone.device.type == "cuda":
             pictures = pictures.pin_memory()
-        while True:
-            try:
-                parts = [self.backbone.encode_images(self._prepared(part))
-                         for part in pictures.split(self.most or len(pictures))]
-                return torch.cat(parts).unflatten(0, (-1, self.views))
-            except torch.cuda.OutOfMemoryError as error:
-                tried = min(self.most or len(pictures), len(pictures))
-                if tried == 1:
-                    raise RuntimeError(f"{self.backbone.device} has too little free memory for one "
-                                       f"picture ({one_line(error)}); stop what else uses it, or "
-                                       "hide it with CUDA_VISIBLE_DEVICES= to build on the "
-                                       "CPU.") from error
-            # here, where the failed attempt's tensors are no longer held by its traceback
-            self.most = tried // 2
-            torch.cuda.empty_cache()
+        encode = lambda part: self.backbone.encode_images(self._prepared(part))
+        found, self.most = in_parts(encode, pictures, self.most or len(pictures), "picture",
+                                    self.backbone.device)
+        return found.unflatten(0, (-1, self.views))
 
     def _prepared(self, part: Tensor) -> Tensor:
         part = part.to(self.backbone.device, non_blocking=True)

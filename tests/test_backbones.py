@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from clip_adapter_lite import backbones, pocket
+from clip_adapter_lite import backbones, devices, pocket
 from clip_adapter_lite.backbones import Backbone, classifier_weights, load_backbone, shared_backbone, weights_of
 from clip_adapter_lite.devices import best_device
 
@@ -225,6 +225,7 @@ def tag_of(name, folder):
 def test_towers_built_for_half_precision_have_norms_that_stay_in_single(name, tmp_path, monkeypatch):
     """Half-precision states meet float32 norms there: plain LayerNorm crashes on CUDA, and on a CPU only its type shows."""
     monkeypatch.setattr(nn.Module, "to", lambda self, *_, **__: self)  # there is no GPU to move to
+    monkeypatch.setattr(devices, "must_work", lambda device: None)
     backbone = load_backbone(name, tag_of(name, tmp_path), "cuda")
     norms = [m for m in backbone.model.modules() if isinstance(m, (nn.LayerNorm, nn.BatchNorm2d))]
     assert {type(m).__name__ for m in norms if isinstance(m, nn.LayerNorm)} == {"LayerNormFp32"}
@@ -466,6 +467,7 @@ def test_a_template_without_a_place_for_the_name_is_refused(pocket_backbone):
 @pytest.mark.parametrize("cuda, mps, wanted", [(False, False, "cpu"), (False, True, "mps"), (True, True, "cuda")])
 def test_auto_takes_cuda_then_mps_then_the_cpu(cuda, mps, wanted, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(devices, "must_work", lambda device: None)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
     assert best_device() == best_device("auto") == torch.device(wanted)
     assert best_device("cpu") == best_device(torch.device("cpu")) == torch.device("cpu")

@@ -38,6 +38,19 @@ def run(figures, path, **options):
 
 def test_the_figures_and_their_targets_are_those_that_were_asked_for():
     assert {f.name: f.target for f in bench.FIGURES} == ISSUE
+    assert {f.name: f.target for f in bench.ON_GPU} == {
+        "gpu-fit-over-matmul": "≤ 3", "gpu-alpha-search": "≤ 3", "gpu-ablation-seconds": "≤ 3", "gpu-peers-speedup": "≥ 200",
+        "gpu-coop-100": "≥ 5", "gpu-coop-1000": "≥ 4.5", "gpu-coop-memory": "≥ 4", "gpu-build-rate": "≥ 2"}
+
+
+def test_without_a_gpu_its_figures_are_not_measured_and_that_is_said(tmp_path, monkeypatch):
+    import typer
+    app = typer.Typer()
+    app.command()(bench.main)
+    monkeypatch.setattr(bench.torch.cuda, "is_available", lambda: False)
+    said = CliRunner().invoke(app, ["--only", "gpu", "--out", str(tmp_path / "bench.json")])
+    assert said.exit_code == 0 and "no GPU here: gpu-fit-over-matmul, " in said.output
+    assert not (tmp_path / "bench.json").exists()
 
 
 @pytest.mark.parametrize("value, target, holds, met", [
@@ -105,7 +118,7 @@ def test_an_unknown_figure_is_refused_with_the_names_there_are(expect_refused):
     with expect_refused("There is no figure 'speed'; give one of adapter-over-matmul, ", ValueError):
         bench.chosen(["growth", "speed"])
     assert [f.name for f in bench.chosen(["growth", "coop-speedup"])] == ["coop-speedup", "growth"]
-    assert bench.chosen([]) == list(bench.FIGURES)
+    assert bench.chosen([]) == [*bench.FIGURES, *bench.ON_GPU] and bench.chosen(["gpu"]) == list(bench.ON_GPU)
 
 
 def test_a_figure_without_work_in_this_process_is_not_profiled():

@@ -376,3 +376,39 @@ def test_coop_learns_on_the_pocket_clip():
     assert (learned - zero) / (1 - zero) >= 0.40
     zero, learned = (accuracies("pacs-cartoon", method) for method in (ZeroShot(), CoOp()))
     assert learned - zero >= 0.08
+
+
+# ── memory ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_on_cuda_as_many_classes_at_a_time_as_half_of_the_free_memory_keeps(tiny, monkeypatch):
+    from dataclasses import replace
+    there = replace(tiny, device=torch.device("cuda"))
+    each = 64 * 7 * 16 * 2  # bytes, for seven tokens of width 16 in two layers
+    free = {"mem_get_info": (1000 * each, 0), "memory_reserved": 50 * each, "memory_allocated": 30 * each}
+    for name, value in free.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert coop.classes_at_once(there, 7) == 510
+    assert coop.classes_at_once(tiny, 7) == coop.CLASSES == 128
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 0))
+    assert coop.classes_at_once(there, 70000) == 1
+
+
+def test_out_of_memory_halves_the_classes_at_a_time_and_changes_nothing_else(tiny64, monkeypatch, expect_refused):
+    episode = episode_for(tiny64, monkeypatch, dtype=torch.float64)
+    whole, tried, encode = CoOp(steps=3, device="cpu").fit(episode), [], Backbone.encode_tokens
+
+    def small(self, embedded, *rest, **options):
+        tried.append(len(embedded))
+        if len(embedded) > holds:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return encode(self, embedded, *rest, **options)
+
+    monkeypatch.setattr(Backbone, "encode_tokens", small)
+    holds = 2
+    fitted = CoOp(steps=3, device="cpu").fit(episode)
+    assert tried[0] == 5 and set(tried[1:]) == {2, 1}  # five classes in three chunks
+    torch.testing.assert_close(fitted.head.state_dict(), whole.head.state_dict(), rtol=1e-9, atol=1e-11)
+    holds = 0
+    with expect_refused("cpu has too little free memory for the prompt of one class (CUDA out of memory)", RuntimeError):
+        CoOp(steps=3, device="cpu").fit(episode)

@@ -2,9 +2,10 @@
 import numpy
 import pytest
 import torch
+from conftest import tiny_backbone
 
 import clip_adapter_lite as cal
-from clip_adapter_lite.devices import as_array, method_dtype, tower_precision
+from clip_adapter_lite.devices import as_array, in_parts, method_dtype, tower_precision
 
 
 @pytest.mark.parametrize("device, wanted", [("cuda", "fp16"), ("cuda:1", "fp16"), ("mps", "fp32"), ("cpu", "fp32")])
@@ -92,12 +93,46 @@ def test_the_backbone_of_an_episode_is_asked_for_on_the_device_of_the_method(toy
     assert asked == ["meta", "cpu"]
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here")
-def test_on_a_gpu_results_come_back_where_the_features_were(toy_bank):
-    bank = toy_bank()
-    fitted = cal.CLIPAdapter(alpha=0.3, device="cuda", steps=3).fit(bank.episode(2))
-    features = bank.splits["test"].features.float()
-    for device in ("cpu", "cuda"):
-        assert fitted.logits(features.to(device)).device.type == fitted.alphas(features.to(device)).device.type == device
-    assert fitted.head.place.device.type == "cuda"
+@pytest.mark.parametrize("said, wanted", [
+    (RuntimeError("Found no NVIDIA driver on your system. Please check that you have one."), "Found no NVIDIA driver"),
+    (RuntimeError("The NVIDIA driver on your system is too old (found version 11040)."), "too old (found version 11040)"),
+    (RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable\nCUDA kernel errors might"), "is/are busy"),
+    (AssertionError("Torch not compiled with CUDA enabled"), "not compiled with CUDA"),
+    (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB."), "cuda:7 has no free memory")], ids=str)
+def test_a_card_that_cannot_be_used_is_one_sentence_with_the_way_out(said, wanted, monkeypatch, expect_refused):
+    def refuse(*size, device):
+        raise said
+    monkeypatch.setattr(torch, "zeros", refuse)
+    for part in (wanted, "cuda:7", "CUDA_VISIBLE_DEVICES= (device='cpu')"):
+        with expect_refused(part, RuntimeError):
+            cal.devices.best_device("cuda:7")
+    assert cal.devices.best_device("cpu").type == "cpu"
+
+
+def test_parts_are_halved_for_good_and_one_too_many_is_said(expect_refused):
+    tried = []
+
+    def work(part, holds=3):
+        tried.append(len(part))
+        if len(part) > holds:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return part * 2
+    rows = torch.arange(10)
+    found, most = in_parts(work, rows, 8, "text")
+    assert torch.equal(found, rows * 2) and most == 2 and tried == [8, 4, 2, 2, 2, 2, 2]
+    with expect_refused("cpu has too little free memory for one text (CUDA out of memory)", RuntimeError):
+        in_parts(lambda part: work(part, holds=0), rows, 8, "text")
+
+
+def test_class_names_are_encoded_in_fewer_at_a_time_where_memory_is_short(monkeypatch):
+    backbone, texts = tiny_backbone(), [f"a photo of a {i}" for i in range(9)]
+    whole, tried, encode = backbone.encode_text(texts), [], cal.Backbone.encode_tokens
+
+    def small(self, embedded, end, *rest):
+        tried.append(len(end))
+        if len(end) > 3:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return encode(self, embedded, end, *rest)
+    monkeypatch.setattr(cal.Backbone, "encode_tokens", small)
+    torch.testing.assert_close(backbone.encode_text(texts), whole, rtol=1e-4, atol=1e-5)
+    assert tried == [9, 4, 2, 2, 2, 2, 1]

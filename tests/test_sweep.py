@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 import clip_adapter_lite as cal
-from clip_adapter_lite import plots
+from clip_adapter_lite import devices, plots
 from clip_adapter_lite.cli import app, studies
 from clip_adapter_lite.experiments import engines
 from clip_adapter_lite.experiments.runs import COLUMNS, read_rows
@@ -93,12 +93,43 @@ def test_runs_on_ray_share_the_gpus_that_a_cluster_has(gpus):
         assert ids == ["0"] * gpus and resources.get("GPU", 0) == gpus * engines.GPU_SHARE
 
 
-@pytest.mark.parametrize("device, jobs, wanted", [("cuda", -1, 1), ("cuda:1", 4, 4), ("cpu", -1, -1)])
+@pytest.mark.parametrize("device, jobs, wanted", [("cuda", -1, "here"), ("cuda:1", 1, "here"), ("cuda:1", 4, 4),
+                                                   ("cpu", -1, -1)])
 def test_one_process_is_enough_for_a_gpu(device, jobs, wanted, monkeypatch):
     asked = []
+    monkeypatch.setattr(devices, "must_work", lambda device: None)
     monkeypatch.setattr(engines, "_on_joblib", lambda runs, jobs: asked.append(jobs))
+    monkeypatch.setattr(engines, "_here", lambda runs: asked.append("here"))
     engines.finished([Told(method=cal.ZeroShot(device=device))], jobs=jobs)
     assert asked == [wanted]
+
+
+def test_runs_in_one_process_give_the_rows_of_single_ones_and_adapters_train_as_one(toy_bank, monkeypatch, tmp_path):
+    """Stacked on a CPU, which by itself trains one by one."""
+    from clip_adapter_lite.methods import clip_adapter
+    stacks, train, stacked = [], clip_adapter._train_heads, clip_adapter.train_stacked
+    banks = [toy_bank(dataset="a"), toy_bank(dataset="b", seed=1)]
+    grid = dict(grid={"alpha": [0, 0.4, 0.8], "reduction": [2, 4]}, shots=[2], seeds=[1, 2])
+    single = cal.sweep(banks, cal.CLIPAdapter(steps=5), **grid, jobs=1)
+    monkeypatch.setattr(engines, "_on_joblib", lambda runs, jobs: engines._here(runs))
+    monkeypatch.setattr(clip_adapter, "_train_heads", lambda work: train(work, len(work) > 1))
+    monkeypatch.setattr(clip_adapter, "train_stacked",
+                        lambda tasks, *args, **options: stacks.append(len(tasks)) or stacked(tasks, *args, **options))
+    together = cal.sweep(banks, cal.CLIPAdapter(steps=5), **grid, jobs=1, out=tmp_path / "r.csv")
+    assert stacks == [4] * 4  # two ratios above 0 and two seeds, of each bank and width
+    pandas.testing.assert_frame_equal(without_time(together), without_time(single))
+    mixed = cal.compare(banks, ["zero-shot", "clip-adapter", "clap"], [1], [1, 2])
+    assert len(mixed) == 12 and (mixed.seconds > 0).all()
+
+
+def test_a_run_that_cannot_be_done_leaves_the_others_of_its_stack(toy_bank, monkeypatch, tmp_path):
+    monkeypatch.setattr(engines, "_on_joblib", lambda runs, jobs: engines._here(runs))
+    fit = cal.CLIPAdapter.prepared
+    monkeypatch.setattr(cal.CLIPAdapter, "prepared", lambda self, episode: fit(self, episode) if episode.seed != 2
+                        else (_ for _ in ()).throw(cal.BankError("Seed 2 cannot be drawn.")))
+    with pytest.raises(cal.BankError, match="1 of 3 runs could not be done"):
+        cal.sweep(toy_bank(), cal.CLIPAdapter(steps=1), {"alpha": [0.5]}, [1], [1, 2, 3], out=tmp_path / "r.csv")
+    assert pandas.read_csv(tmp_path / "r.csv").seed.tolist() == [1, 3]
 
 
 @pytest.mark.slow

@@ -1,9 +1,11 @@
 """The training loop against arithmetic done by hand."""
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
 
+from clip_adapter_lite import training
 from clip_adapter_lite.training import cosine, train
 
 RATE, DECAY = 0.1, 0.01
@@ -95,3 +97,91 @@ def test_a_run_that_diverges_is_refused_with_its_rate(optimizer):
     p = parameter(10.0)
     with pytest.raises(FloatingPointError, match=r"loss is (nan|inf) after 9 steps; lower .*rate \(it is 1e\+200\)"):
         train([p], lambda step: (p ** 4).sum(), steps=9, rate=1e200, optimizer=optimizer)
+
+
+# ── what CUDA does, on a CPU ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_rates_in_tensors_are_the_rates():
+    """Those of a schedule, of peaks of their own and of a factor that changes with the training."""
+    def run(set_up):
+        p, q, s = (torch.nn.Parameter(torch.tensor([2.0])) for _ in range(3))
+        factor = lambda: 1 / s.detach().squeeze() if set_up is training._rates_on_device else 1 / s.item()
+        groups = [{"params": [p]}, {"params": [q], "lr": 3 * RATE}, {"params": [s], "factor": factor}]
+        stepper, told = torch.optim.AdamW(groups, lr=RATE, fused=True), []
+        set_rates = set_up(stepper.param_groups, lambda step: cosine(step / 5), 5)
+        for step in range(5):
+            set_rates(step)
+            told.append([float(group["lr"]) for group in stepper.param_groups])
+            stepper.zero_grad()
+            (p ** 2 + q ** 2 + s ** 2).sum().backward()
+            stepper.step()
+        return told, [x.item() for x in (p, q, s)]
+
+    (usual, end), (tensors, their_end) = run(training._rates), run(training._rates_on_device)
+    for one, other in zip(usual, tensors):
+        assert one == pytest.approx(other, rel=1e-6)
+    assert end == pytest.approx(their_end, rel=1e-6)
+    assert usual[0] == pytest.approx([RATE, 3 * RATE, RATE / 2]) and usual[1][2] > RATE * cosine(1 / 5) / 2
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Stands in for CUDA's: while one captures, nothing is to be computed, and a replay does what was captured."""
+    made = []
+
+    class Graph:
+        work = None
+
+        def __init__(self):
+            made.append(self)
+            self.replays = 0
+
+        def replay(self):
+            self.replays += 1
+            self.work()
+
+    class Stream:
+        def __init__(self, device=None):
+            pass
+
+        def wait_stream(self, other):
+            pass
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: Stream())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: nullcontext(made[-1]))
+    return made
+
+
+@pytest.mark.parametrize("steps, replays", [(1, None), (3, None), (4, 1), (9, 6)])
+def test_every_step_is_done_once_three_of_them_before_the_capture(steps, replays, graphs):
+    done, value = [], torch.zeros(())
+
+    def update(step):
+        if graphs and graphs[-1].work is None:  # captured: remembered, not done
+            graphs[-1].work = lambda: (done.append("replay"), value.add_(1))
+        else:
+            done.append(step)
+            value.add_(1)
+        return value
+
+    last = training._replayed(update, steps, torch.device("cuda"))
+    assert done == [*range(min(steps, 3))] + ["replay"] * (replays or 0)
+    assert last.item() == steps and [graph.replays for graph in graphs] == ([replays] if replays else [])
+
+
+def test_what_cannot_be_captured_goes_on_step_by_step(graphs):
+    done, refused = [], []
+
+    def update(step):
+        if graphs and not refused:
+            refused.append(step)
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+        done.append(step)
+        return torch.tensor(float(step))
+
+    assert training._replayed(update, 7, torch.device("cuda")).item() == 6
+    assert done == list(range(7)) and refused == [3] and graphs[0].replays == 0

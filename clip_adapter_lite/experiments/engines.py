@@ -1,8 +1,8 @@
 """Where runs are carried out: in processes of this machine (joblib), or on Ray for studies that
 outgrow it.
 
-An engine takes runs (callables without arguments, with a `bank`) and yields what each returns, as
-they finish.
+An engine takes runs (callables without arguments, with a `bank`, and what is `alike` to be carried
+out `together` on a GPU) and yields what each returns, as they finish.
 """
 import os
 import warnings
@@ -12,6 +12,7 @@ from dataclasses import replace
 from ..devices import best_device
 
 ENGINES = ("joblib", "ray")
+STACK = 128  # runs that are carried out together: what a kill can cost
 GPU_SHARE = 0.125  # of a GPU for a run on a cluster that has some: a fit leaves most of a card idle
 
 
@@ -40,14 +41,25 @@ def finished(runs: Sequence, *, jobs: int = 1, engine: str = "joblib",
     """What `run()` returns for every run, in the order of finishing. One thread a run: many small
     ones wait for none.
 
-    jobs: processes, -1 for one a core (of the cluster, if there is an address), or for one in all
-    where a run computes on this machine's GPU: each process would pay for CUDA's start again, and
-    they would wait for the one card.
+    jobs: processes, -1 for one a core (of the cluster, if there is an address), or for none but this
+    one where a run computes on this machine's GPU: each process would pay for CUDA's start again, and
+    they would wait for the one card. There runs that can be carried out `together` are.
     """
     if engine == "ray":
         return _on_ray(runs, jobs, address)
     on_gpu = any(best_device(run.method.device).type == "cuda" for run in runs)
-    return _on_joblib(runs, 1 if on_gpu and jobs == -1 else jobs)
+    return _here(runs) if on_gpu and jobs in (-1, 1) else _on_joblib(runs, jobs)
+
+
+def _here(runs: Sequence) -> Iterator:
+    """In this process, runs that are alike together."""
+    alike: dict = {}
+    for run in runs:
+        alike.setdefault(run.alike, []).append(run)
+    for group in alike.values():
+        for first in range(0, len(group), STACK):
+            part = group[first:first + STACK]
+            yield from type(part[0]).together(part)
 
 
 def _on_joblib(runs: Sequence, jobs: int) -> Iterator:

@@ -4,15 +4,16 @@
 import csv
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from ..banks import FeatureBank
 from ..devices import threads
+from ..episodes import Episode
 from ..errors import BankError, one_line
 from ..files import begins, located, may_write, parsed, unwritten, versions, whole
-from ..methods import Method, method_named
+from ..methods import Classifier, CLIPAdapter, Method, method_named
 from ..naming import count, showable
 from ..progress import bar
 from ..values import shown, whole_number
@@ -54,16 +55,48 @@ class Run:
         """
         with threads(1):
             try:
-                episode = self.bank.episode(self.shots, self.seed, allow_fewer=self.allow_fewer)
-                episode = episode if self.validation else episode.shots_only()
-                fitted = self.method.fit(episode)
-                accuracy = fitted.accuracy(episode.test)
+                episode = self.episode()
+                return self._row(episode, self.method.fit(episode))
             except ValueError as error:
                 return self.key, {}, {"failed": one_line(error)}
+
+    def episode(self) -> Episode:
+        """What is fitted to and judged on."""
+        episode = self.bank.episode(self.shots, self.seed, allow_fewer=self.allow_fewer)
+        return episode if self.validation else episode.shots_only()
+
+    def _row(self, episode: Episode, fitted: Classifier) -> tuple[tuple, dict, dict]:
+        accuracy = fitted.accuracy(episode.test)
         row = dict(zip(KEY, self.key), labelled=self.method.labelled(episode), accuracy=accuracy,
                    val_accuracy=fitted.val_accuracy, alpha=fitted.alpha, steps=fitted.steps,
                    seconds=round(fitted.seconds, 4), parameters=fitted.parameters)
         return self.key, row | self.shown, fitted.details
+
+    @property
+    def alike(self) -> tuple:
+        """What runs have in common whose adapters may be trained as one: all but seed and ratios."""
+        settings = {f.name: getattr(self.method, f.name) for f in fields(self.method)}
+        ratios = {name: "a number" for name in ("alpha", "beta")
+                  if isinstance(settings.get(name), (int, float))}
+        return (id(self.bank), self.shots, self.allow_fewer, self.validation, self.method.name,
+                repr(settings | ratios))
+
+    @staticmethod
+    def together(runs: Sequence["Run"]) -> Iterator[tuple[tuple, dict, dict]]:
+        """`run()` of each; CLIP-Adapters that are `alike` train as one. Where one cannot be done,
+        each is tried alone, and says so itself.
+        """
+        done = []
+        if len(runs) > 1 and all(isinstance(run.method, CLIPAdapter) for run in runs):
+            try:
+                with threads(1):
+                    episodes = [run.episode() for run in runs]
+                    fits = [(run.method, episode) for run, episode in zip(runs, episodes)]
+                    done = [run._row(episode, fitted) for run, episode, fitted
+                            in zip(runs, episodes, CLIPAdapter.fit_many(fits))]
+            except ValueError:
+                done = []
+        yield from done or (run() for run in runs)
 
     @property
     def shown(self) -> dict:

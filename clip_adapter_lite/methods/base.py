@@ -5,7 +5,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import chain
 from numbers import Integral, Real
 from types import NoneType, UnionType
@@ -239,13 +239,17 @@ class Method(ABC):
         episode = self.prepared(episode)
         with seeded(episode.seed):
             head, found = self._fit(episode)
+        return replace(self._classifier(episode, head, found), seconds=time.perf_counter() - start)
+
+    def _classifier(self, episode: Episode, head: Head, found: dict[str, Any]) -> Classifier:
+        """What `_fit` gave for a prepared episode, as `fit` returns it; only the seconds are missing."""
         head.requires_grad_(False).eval()
         found["val_accuracy"] = validation_score(head, episode.val)[0] if len(episode.val) else None
         origin = {"dataset": episode.dataset, "shots": episode.shots, "seed": episode.seed,
                   "templates": list(episode.templates), "backbone": episode.backbone_name,
                   "weights_tag": episode.backbone_tag, "preprocessing": episode.preprocessing}
         return Classifier(head=head, classnames=episode.classnames, method=self, origin=origin,
-                          seconds=time.perf_counter() - start, **found)
+                          **found)
 
     def prepared(self, episode: Episode) -> Episode:
         """The episode, checked, on the method's device in the dtype that methods compute in there."""

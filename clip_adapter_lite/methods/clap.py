@@ -57,7 +57,8 @@ class CLAP(Method):
             moved = (weights - text).square().sum(-1)  # [C]
             return cross_entropy(logits, support.labels) + held @ moved
 
-        train([weights], loss, steps=self.steps, rate=self.rate, weight_decay=self.weight_decay)
+        train([weights], loss, steps=self.steps, rate=self.rate, weight_decay=self.weight_decay,
+              still=support.views == 1)
         details = {}
         if self.constraint:
             details = {"multipliers": {"least": held.min().item(), "most": held.max().item()}}

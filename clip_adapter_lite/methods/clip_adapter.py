@@ -6,143 +6,27 @@
 
 α = 0 is zero-shot CLIP, α = 1 forgets it. Learned ratios are α, β = Q(f, W): see `ratios.py`.
 """
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize, relu
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
 
+from ..episodes import Episode
 from ..splits import Split
-from ..training import train
-from .base import Head, Method, best_near, cosine_logits, lengths, need_validation, validation_score
-from .ratios import PRIOR, RatioNetwork, SharedRatio, decoupled, held_out_of
+from ..stacking import Task, shape, side_by_side, train_stacked
+from ..training import seeded, train
+from .adapter_head import CLIPAdapterHead
+from .base import Classifier, Method, best_near, need_validation, validation_score
+from .ratios import PRIOR, decoupled, held_out_of
 
 LEARNED = ("auto", "learned")  # on held-out images, by a SharedRatio and a RatioNetwork
-
-
-class Bottleneck(nn.Module):
-    """A(x) = ReLU(x W1) W2, with [D, hidden] and [hidden, D] weights and no bias.
-
-    final_relu: a ReLU after W2 too.
-    """
-
-    def __init__(self, width: int, hidden: int, final_relu: bool = False):
-        super().__init__()
-        self.down = nn.Linear(width, hidden, bias=False)
-        self.up = nn.Linear(hidden, width, bias=False)
-        self.final_relu = final_relu
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.up(relu(self.down(x)))  # [·, D] → [·, hidden] → [·, D]
-        return relu(x) if self.final_relu else x
-
-
-class CLIPAdapterHead(Head):
-    """Adapter(s), ratios and classifier weights: features [N, D] → logits [N, C].
-
-    weights: W [C, D]; pooled: [D], the mean direction of the support features, for Q.
-    branch: "visual", "text" or "both".
-    alpha, beta: numbers, "auto" to ask a SharedRatio, "learned" a RatioNetwork (one of the two asks
-        for both branches), or None where there is no such branch.
-    normalize: "after" brings f* and W* to unit length (the logits are then logit_scale · cos(f*,
-        W*)); "before" does so to f and W, and not after the blend.
-    """
-
-    def __init__(self, weights: Tensor, pooled: Tensor, *, logit_scale: float, branch: str,
-                 hidden: int, alpha: float | str | None, beta: float | str | None,
-                 final_relu: bool = False, normalize: str = "after"):
-        super().__init__()
-        self.options = {"logit_scale": logit_scale, "branch": branch, "hidden": hidden,
-                        "alpha": alpha, "beta": beta, "final_relu": final_relu, "normalize": normalize}
-        self.register_buffer("weights", weights)
-        self.register_buffer("pooled", pooled)
-        self.width = width = weights.shape[1]
-        self.alpha, self.beta = alpha, beta
-        self.logit_scale, self.normalize = logit_scale, normalize
-        adapter = lambda: Bottleneck(width, hidden, final_relu).to(weights)
-        self.visual = adapter() if branch != "text" else None
-        self.text = adapter() if branch != "visual" else None
-        asked = self.visual and alpha, self.text and beta
-        self.ratios = None
-        if "learned" in asked:
-            self.ratios = RatioNetwork(width).to(weights)
-        elif "auto" in asked:
-            self.ratios = SharedRatio().to(weights)
-
-    def alphas(self, features: Tensor) -> Tensor | None:
-        if self.visual is None:
-            return None
-        if not isinstance(self.alpha, str):
-            return features.new_full((len(features), 1), self.alpha)
-        return self.ratios(features, self.weights.mean(0, keepdim=True))[0]  # [N, D], [1, D] → [N, 1]
-
-    def betas(self) -> Tensor | None:
-        if self.text is None:
-            return None
-        if not isinstance(self.beta, str):
-            return self.weights.new_full((len(self.weights), 1), self.beta)
-        return self.ratios(self.pooled[None], self.weights)[1]  # [1, D], [C, D] → [C, 1]
-
-    def groups(self, rate: float) -> list[dict]:
-        """AdamW's parameter groups: `rate`, divided by the adapter's ratio, by 0.1 at least.
-
-        Adam ignores how large a gradient is, so a step moves f* by about ratio · rate: with one
-        rate for all, small ratios train slowly, and a search would compare how far trained they
-        are. A learned ratio counts as it is at the step.
-        """
-        found = self.ratios.groups(rate) if self.ratios is not None else []
-        for adapter, ratio, place in ((self.visual, self.alpha, 0), (self.text, self.beta, 1)):
-            if adapter is not None and isinstance(ratio, str):
-                factor = lambda place=place: 1 / max(self.typical(place), 0.1)
-                found.append({"params": adapter.parameters(), "factor": factor})
-            elif adapter is not None:
-                found.append({"params": adapter.parameters(), "lr": rate / max(ratio, 0.1)})
-        return found
-
-    @torch.no_grad()
-    def typical(self, place: int) -> float:
-        """What the learned α (place 0) or β (1) is now at the mean support feature and mean W."""
-        return self.ratios(self.pooled[None], self.weights.mean(0, keepdim=True))[place].item()
-
-    def settle(self) -> None:
-        """Learned ratios stay what they have come to: shared ones become numbers, Q is frozen."""
-        for name, place in (("alpha", 0), ("beta", 1)):
-            if self.options[name] == "auto":
-                self.options[name] = self.typical(place)
-                setattr(self, name, self.options[name])
-        if isinstance(self.ratios, SharedRatio):
-            self.ratios = None
-        else:
-            self.ratios.requires_grad_(False)
-
-    def features(self, features: Tensor) -> Tensor:
-        """f* [N, D]: the blend.
-
-        It grows with the length of f, as A(c f) = c A(f), so "before" changes its length alone.
-        """
-        if self.visual is None:
-            return features
-        # [N, 1] or a number
-        alpha = self.alphas(features) if isinstance(self.alpha, str) else self.alpha
-        return features.lerp(self.visual(features), alpha)  # α A_v(f) + (1 - α) f
-
-    def adapted_weights(self) -> Tensor:
-        """W* [C, D]: the text branch's blend."""
-        w = normalize(self.weights, dim=-1) if self.normalize == "before" else self.weights
-        if self.text is None:
-            return w
-        beta = self.betas() if isinstance(self.beta, str) else self.beta  # [C, 1] or a number
-        return w.lerp(self.text(w), beta)  # β A_t(W) + (1 - β) W
-
-    def forward(self, features: Tensor) -> Tensor:
-        f, w = self.features(features), self.adapted_weights()
-        if self.normalize == "before":  # divided by the length of f only now: the bits of zero-shot
-            return f @ w.T * (self.logit_scale / lengths(features))  # [N, C]
-        return cosine_logits(f, w, self.logit_scale)
+RATIOS = ("alpha", "beta")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,14 +100,33 @@ class CLIPAdapter(Method):
         return self.needs_validation or bool(set(LEARNED) & set(self._pairs()[0]))
 
     def _fit(self, episode):
+        return side_by_side([self._fitting(episode)], _train_heads)[0]
+
+    @staticmethod
+    def fit_many(fits: Sequence[tuple["CLIPAdapter", Episode]]) -> list[Classifier]:
+        """`method.fit(episode)` of every pair, side by side: on CUDA heads of one shape are trained
+        as one, and elsewhere one after the other. `seconds` is each one's share.
+        """
+        start = time.perf_counter()
+        fits = [(method, method.prepared(episode)) for method, episode in fits]
+        with seeded(0):  # every head draws from its own episode's seed
+            found = side_by_side([method._fitting(episode) for method, episode in fits], _train_heads)
+        fitted = [method._classifier(episode, *each) for (method, episode), each in zip(fits, found)]
+        share = (time.perf_counter() - start) / max(len(fits), 1)
+        return [replace(classifier, seconds=share) for classifier in fitted]
+
+    def _fitting(self, episode):
+        """A generator that yields lists of (method, `Task`) to be trained, and returns what `_fit`
+        does.
+        """
         pairs, ratios = self._pairs(), 0
         if self.needs_validation:
             need_validation(episode, "the residual ratio")
         if set(LEARNED) & set(pairs[0]):
-            head, details = self._fit_held_out(episode, *pairs[0])
+            head, details = yield from self._fit_held_out(episode, *pairs[0])
             ratios = pairs[0].count("auto")  # parameters that are numbers by now
         else:
-            head, details = self._fit_best(episode, pairs)
+            head, details = yield from self._fit_best(episode, pairs)
         alpha, beta = head.alpha, head.beta  # None where there is no such branch
         with torch.no_grad():
             if alpha == "learned":
@@ -233,28 +136,29 @@ class CLIPAdapter(Method):
         return head, {"alpha": alpha, "beta": beta, "details": details, "steps": self.steps,
                       "parameters": sum(p.numel() for p in head.parameters()) + ratios}
 
-    def _fit_best(self, episode, pairs) -> tuple[CLIPAdapterHead, dict]:
-        """An adapter for each (α, β); the one that the validation images choose."""
+    def _fit_best(self, episode, pairs):
+        """An adapter for each (α, β); the one that the validation images choose, and its details."""
         heads = {pair: self.new_head(episode, *pair) for pair in pairs}
-        for head in heads.values():
-            self.train_head(head, episode)
+        yield [(self, Task(head, episode.support)) for head in heads.values()]
         if len(heads) == 1:
             return heads[pairs[0]], {}
         scores = {pair: validation_score(head, episode.val) for pair, head in heads.items()}
         chosen, tied = best_near(scores, len(episode.val), PRIOR)
         return heads[chosen], {"tied": tied, "scores": {str(pair): s for pair, s in scores.items()}}
 
-    def _fit_held_out(self, episode, *ratios: float | str | None) -> tuple[CLIPAdapterHead, dict]:
-        """An adapter from the support images, its ratios from held-out ones; see the class."""
+    def _fit_held_out(self, episode, *ratios: float | str | None):
+        """An adapter from the support images, its ratios from held-out ones, and its details; see
+        the class.
+        """
         rest, held_out, source = held_out_of(episode)
         head = self.new_head(replace(episode, support=rest), *ratios)
         if len(held_out):
-            self.train_head(head, replace(episode, support=rest), held_out=held_out)
+            yield [(self, Task(head, rest, held_out))]
         if not len(episode.val):  # all shots again, at these ratios
             learned, head = head.ratios, self.new_head(episode, *ratios)
             head.ratios.load_state_dict(learned.state_dict())
             head.settle()
-            self.train_head(head, episode)
+            yield [(self, Task(head, episode.support))]
         else:
             head.settle()
         return head, {"ratio_from": source, "held_out": len(held_out)}
@@ -290,12 +194,35 @@ class CLIPAdapter(Method):
         `held_out`, and without it on the support set too; after_step(step) as `training.train`
         calls it.
         """
-        if not (head.alpha or head.beta):  # at α = β = 0 there is nothing to train
+        if not head.trains:
             return
         support = episode.support
-        if held_out is not None:
-            loss = partial(decoupled, head, support, held_out)
+        train(head.groups(self.rate), partial(_loss, head, support, held_out), steps=self.steps,
+              rate=self.rate, weight_decay=self.weight_decay, after_step=after_step,
+              still=support.views == 1)
+
+
+def _loss(head: CLIPAdapterHead, support: Split, held_out: Split | None, step: int) -> Tensor:
+    """What training minimises, of a head alone and of stacked ones."""
+    if held_out is not None:
+        return decoupled(head, support, held_out, step)
+    return cross_entropy(head(support.view(step)), support.labels)
+
+
+def _train_heads(work: Sequence[tuple[CLIPAdapter, Task]], stacked: bool | None = None) -> None:
+    """Train heads in place, those of one shape as one if `stacked`; by default on CUDA."""
+    work = [(method, task) for method, task in work if task.head.trains]
+    if stacked is None:
+        stacked = len(work) > 1 and work[0][1].head.place.is_cuda
+    alike: dict[tuple, list[tuple[CLIPAdapter, Task]]] = {}
+    for i, (method, task) in enumerate(work):
+        key = method.steps, method.rate, method.weight_decay, shape(task, RATIOS)
+        alike.setdefault(key if stacked else i, []).append((method, task))
+    for group in alike.values():
+        method, tasks = group[0][0], [task for _, task in group]
+        if len(tasks) == 1:
+            method.train_head(tasks[0].head, tasks[0], held_out=tasks[0].held_out)
         else:
-            loss = lambda step: cross_entropy(head(support.view(step)), support.labels)
-        train(head.groups(self.rate), loss, steps=self.steps, rate=self.rate,
-              weight_decay=self.weight_decay, after_step=after_step)
+            train_stacked(tasks, _loss, lambda head, rate=method.rate: head.groups(rate),
+                          numbers=RATIOS, steps=method.steps, rate=method.rate,
+                          weight_decay=method.weight_decay)

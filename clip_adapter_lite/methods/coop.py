@@ -13,12 +13,16 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from ..backbones import Backbone
+from ..devices import ON_THE_CPU
+from ..errors import one_line
 from ..naming import prompts
 from ..training import cosine, train
 from .base import Head, Method, cosine_logits
 
 PAPER_EPOCHS = {1: 50, 2: 100, 4: 100, 8: 200, 16: 200}  # by shots; CoOp, section 4.1
 CLASSES = 128  # prompts at a time: about 1 GB of activations through the text tower of ViT-B/32
+KEPT = 64  # bytes that a step keeps for each number of a hidden state and layer: half precision,
+# norms in single (a sketch of 1000 classes with ViT-B/16's text tower took 60)
 PAPER_BATCH, PAPER_RATE, PAPER_WARM_UP = 32, 2e-3, 1e-5
 
 
@@ -30,7 +34,7 @@ class Prompts(nn.Module):
     """
 
     def __init__(self, backbone: Backbone, classnames, *, length: int, position: str,
-                 class_specific: bool, words: str | None):
+                 class_specific: bool, words: str | None, most: int | None = None):
         super().__init__()
         self.backbone = backbone
         rows = backbone.tokens(prompts(classnames, "{}."))  # [C, context length]
@@ -49,6 +53,12 @@ class Prompts(nn.Module):
                              torch.stack([_order(int(e), kept, length, position)
                                           for e in end]).to(rows.device), persistent=False)
         self.shared = position == "end" and not class_specific and backbone.shares_prefixes
+        fresh = kept - 1 if self.shared else kept + length  # tokens of a class
+        self.most = most or classes_at_once(backbone, fresh)  # classes
+        # chunks of similar length and the last end of each, which a step then need not look up
+        by_length = self.end.argsort(stable=True)
+        self.chunks = [(rows, int(self.end[rows].max())) for rows in by_length.split(self.most)]
+        self.register_buffer("back", by_length.argsort(), persistent=False)
         self.context = nn.Parameter(self._start(backbone,
                                                 len(classnames) if class_specific else None, length,
                                                 words))
@@ -78,23 +88,38 @@ class Prompts(nn.Module):
         """Classifier weights W(v) [C, D].
 
         A unified context in front of the name makes [start] v_1 … v_M the same in every prompt:
-        only what follows runs once a class. Over CLASSES classes go in chunks of similar length,
+        only what follows runs once a class. More than `most` classes go in chunks of similar length,
         whose activations are computed again for the gradient instead of being kept.
         """
         if self.shared:
             shared = torch.cat([self.static[0, :1], self.context.to(self.static.dtype)])
             prefix = self.backbone.encode_prefix(shared)
             before = 1 + len(self.context)
-            encode = lambda rows: self.backbone.encode_tokens(
-                self.static[rows, 1:], self.end[rows] - before, prefix)
+            encode = lambda rows, last: self.backbone.encode_tokens(
+                self.static[rows, 1:], self.end[rows] - before, prefix, last - before)
         else:
-            encode = lambda rows: self.backbone.encode_tokens(self.embedded(rows), self.end[rows])
-        if len(self.end) <= CLASSES:
-            return encode(slice(None))
-        order = self.end.argsort(stable=True)
-        weights = torch.cat([checkpoint(encode, rows, use_reentrant=False)
-                             for rows in order.split(CLASSES)])
-        return weights[order.argsort()]
+            encode = lambda rows, last: self.backbone.encode_tokens(
+                self.embedded(rows), self.end[rows], last=last)
+        if len(self.chunks) == 1:
+            return encode(slice(None), self.chunks[0][1])
+        weights = torch.cat([checkpoint(encode, *chunk, use_reentrant=False,
+                                        preserve_rng_state=False)  # there is no chance in a tower
+                             for chunk in self.chunks])
+        return weights[self.back]
+
+
+def classes_at_once(backbone: Backbone, tokens: int) -> int:
+    """How many prompts go through the text tower at a time: on CUDA as many as half of the free
+    memory keeps so many tokens of, elsewhere CLASSES.
+    """
+    if backbone.device.type != "cuda":
+        return CLASSES
+    free = torch.cuda.mem_get_info(backbone.device)[0]
+    # what torch holds and does not use
+    free += torch.cuda.memory_reserved(backbone.device) - torch.cuda.memory_allocated(backbone.device)
+    tower = backbone.text_tower
+    each = KEPT * tokens * tower.positional_embedding.shape[1] * len(tower.transformer.resblocks)
+    return max(1, free // 2 // each)
 
 
 def _order(end: int, kept: int, length: int, position: str) -> Tensor:
@@ -155,8 +180,8 @@ class CoOp(Method):
         if self.context_length < 1:
             raise ValueError(f"context_length must be at least 1; got {self.context_length}.")
 
-    def _prompts(self, episode, words: str | None) -> Prompts:
-        return Prompts(episode.backbone, episode.classnames, length=self.context_length,
+    def _prompts(self, episode, words: str | None, most: int | None = None) -> Prompts:
+        return Prompts(episode.backbone, episode.classnames, length=self.context_length, most=most,
                        position=self.position, class_specific=self.class_specific, words=words)
 
     def reworded(self, head, episode):
@@ -169,7 +194,25 @@ class CoOp(Method):
                             logit_scale=head.logit_scale)
 
     def _fit(self, episode):
-        learned, support = self._prompts(episode, self.words), episode.support
+        """Out of memory, it starts again with half as many classes at a time, from the same draws."""
+        most = None
+        while True:
+            torch.manual_seed(episode.seed)
+            learned = self._prompts(episode, self.words, most)
+            try:
+                return self._learn(learned, episode)
+            except torch.cuda.OutOfMemoryError as error:
+                most = min(learned.most, len(episode.classnames)) // 2
+                if not most:
+                    raise RuntimeError(f"{learned.context.device} has too little free memory for the "
+                                       f"prompt of one class ({one_line(error)}); stop what else uses "
+                                       f"it, or {ON_THE_CPU}.") from error
+            del learned
+            torch.cuda.empty_cache()
+
+    def _learn(self, learned: Prompts, episode) -> tuple[CoOpHead, dict]:
+        """Train the prompts' context; what `_fit` returns."""
+        support = episode.support
 
         def loss(features: Tensor, labels: Tensor) -> Tensor:
             return cross_entropy(cosine_logits(features, learned().to(features.dtype),
@@ -178,7 +221,7 @@ class CoOp(Method):
         if self.recipe == "light":
             steps = self.steps
             train([learned.context], lambda step: loss(support.view(step), support.labels),
-                  steps=steps, rate=self.rate)
+                  steps=steps, rate=self.rate, still=support.views == 1)
         else:
             per_epoch = -(-len(support) // PAPER_BATCH)
             epochs = PAPER_EPOCHS[min(PAPER_EPOCHS, key=lambda shots: abs(shots - episode.shots))]

@@ -71,7 +71,8 @@ class LinearAdapter(Method):
             fitted = cross_entropy(head(support.view(step)), support.labels)
             return fitted + pull * (matrix - identity).square().sum()
 
-        train([matrix], loss, steps=self.steps, rate=self.rate, weight_decay=self.weight_decay)
+        train([matrix], loss, steps=self.steps, rate=self.rate, weight_decay=self.weight_decay,
+              still=support.views == 1)
         return head, {"steps": self.steps, "parameters": matrix.numel(), "details": {"pull": pull}}
 
     def reworded(self, head, episode):

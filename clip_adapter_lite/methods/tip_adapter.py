@@ -140,7 +140,8 @@ class TipAdapter(Method):
         if self.finetune:
             train([head.keys], lambda step: cross_entropy(head(episode.support.view(step)),
                                                           episode.support.labels),
-                  steps=self.steps, rate=self.rate, weight_decay=self.weight_decay)
+                  steps=self.steps, rate=self.rate, weight_decay=self.weight_decay,
+                  still=episode.support.views == 1)
         details = {}
         if searched:
             scores = validation_scores(head, episode.val,

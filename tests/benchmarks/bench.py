@@ -2,6 +2,7 @@
 
     python tests/benchmarks/bench.py                              # all, half an hour on two idle cores
     python tests/benchmarks/bench.py --only coop-speedup          # one; the others keep their lines in results/bench.json
+    python tests/benchmarks/bench.py --only gpu                   # the figures of a GPU, where there is one
     python tests/benchmarks/bench.py --quick                      # does every figure still work? its numbers mean nothing
     python tests/benchmarks/bench.py --profile adapter-over-matmul    # where the time goes
 
@@ -17,8 +18,10 @@ from pathlib import Path
 from typing import Annotated
 
 import figures_coop as coop
+import figures_gpu as gpu
 import figures_system as system
 import figures_training as training
+import torch
 import typer
 from measuring import Measured
 from rich.console import Console
@@ -67,11 +70,14 @@ FIGURES = (
     Figure("peak-memory-mb", "MB", "≤ 2000", training.peak_memory_mb),
     Figure("build-rate", "ratio", "≥ 0.85", system.build_rate, system.one_build),
     Figure("import-ratio", "ratio", "≤ 1.3", system.import_ratio))
+ON_GPU = tuple(Figure(*each) for each in gpu.FIGURES)  # where there is one
 
 
-def chosen(names: Sequence[str], figures: Sequence[Figure] = FIGURES) -> list[Figure]:
-    """The figures of these names, all if there are none. Raises ValueError for a name that there is not."""
+def chosen(names: Sequence[str], figures: Sequence[Figure] = FIGURES + ON_GPU) -> list[Figure]:
+    """The figures of these names, all if there are none; "gpu" is all of a GPU's. Raises ValueError for a name that there
+    is not."""
     known = [figure.name for figure in figures]
+    names = [name for each in names for name in ([f.name for f in ON_GPU] if each == "gpu" else [each])]
     for name in names:
         if name not in known:
             raise ValueError(f"There is no figure '{name}'; give one of {', '.join(known)}.")
@@ -102,7 +108,7 @@ def run(figures: Sequence[Figure], path: Path, console: Console, *, quick: bool 
     before: rows of an earlier run that stay for the figures that are not measured now.
     """
     rows = {row["name"]: row for row in before}
-    order = list(dict.fromkeys([f.name for f in FIGURES] + [f.name for f in figures]))
+    order = list(dict.fromkeys([f.name for f in (*FIGURES, *ON_GPU)] + [f.name for f in figures]))
     for figure in figures:
         start = time.perf_counter()
         with console.status(figure.name):
@@ -110,7 +116,7 @@ def run(figures: Sequence[Figure], path: Path, console: Console, *, quick: bool 
         write([rows[name] for name in order if name in rows], path)
         console.print(f"{figure.name}: {shown(row)}, {verdict(row)} ({time.perf_counter() - start:.0f} s)\n"
                       f"   {escape(row['detail'])}", highlight=False)
-    targets = {figure.name: figure.target for figure in (*FIGURES, *figures)}
+    targets = {figure.name: figure.target for figure in (*FIGURES, *ON_GPU, *figures)}
     table = Table("figure", "value", "target", "", title=f"{path}{' (quick: numbers mean nothing)' if quick else ''}",
                   title_justify="left")
     for row in (found := [rows[name] for name in order if name in rows]):
@@ -148,6 +154,11 @@ def main(only: Annotated[str, typer.Option(help="Figures to measure, with commas
             return profile(chosen([profiled])[0], console)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
+    if not torch.cuda.is_available() and any(figure in ON_GPU for figure in figures):
+        console.print(f"no GPU here: {', '.join(f.name for f in figures if f in ON_GPU)} are not measured", highlight=False)
+        figures = [figure for figure in figures if figure not in ON_GPU]
+        if not figures:
+            return None
     before = json.loads(path.read_text(encoding="utf-8")) if only and path.exists() else ()
     if any(row["value"] is None for row in run(figures, path, console, quick=quick, before=before)):
         raise typer.Exit(1)
