@@ -1,5 +1,7 @@
 """Frozen backbones: the pocket CLIP, and every CLIP that open_clip can load, behind one small class."""
+import hashlib
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -234,6 +236,16 @@ def _checkpoint(name: str, tag: str, tags: list[str]) -> tuple[str, str]:
                          f"{wanted[:12]}… was expected, so it was changed since; put back what "
                          "it was, or build the bank again.")
     return str(path), f"{path.resolve()}{CONTENT}{found}"
+
+
+def folder_of(name: str) -> str:
+    """What the folder of a backbone's banks is called: its name, which for a whole model
+    ("hf-hub:OWNER/MODEL") holds signs that no folder's name may hold.
+    """
+    if not name.startswith(OWN):
+        return name
+    readable = re.sub(r"[^\w.-]+", "-", name)[-60:]
+    return f"{readable}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 @cache

@@ -115,6 +115,49 @@ def build(
 
 
 @app.command()
+def course(
+    backbone: Annotated[str, typer.Option(help="An open_clip name such as RN50-quickgelu.")],
+    root: Annotated[Path, typer.Option(help="The folder that holds the datasets, or gets them.")],
+    tag: Annotated[str | None, typer.Option(help="The backbone's weights: open_clip's tag, or a "
+                                                 "checkpoint's path.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Just this bank; may be repeated.",
+                                                   show_default="all twelve")] = None,
+    download: Annotated[bool, typer.Option("--download/--no-download",
+                                           help="Fetch what is not in the folder.")] = True,
+    sources: Annotated[bool, typer.Option("--sources", help="Only say where each comes from: size, "
+                                                            "licence, hash.")] = False,
+    batch: Annotated[int, typer.Option(help="Pictures at a time; halved if memory does not "
+                                            "suffice.")] = 64,
+    workers: Annotated[int | None, typer.Option(help="Threads that decode.",
+                                                show_default="one a core")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Build again what is there.")] = False,
+):
+    """Make the banks that the course's notebooks load, with another backbone.
+
+    Fetches what can be had, keeps every finished bank, goes on where it stopped, and says at the
+    end what is missing and which notebooks wait for it. The rows are those of the bundled banks.
+
+    Example: `clip-adapter-lite course --backbone RN50-quickgelu --root data`
+    """
+    from ..course import course_banks
+    if sources:
+        from ..datasets.course import SOURCES
+        for source in SOURCES.values():
+            told(f"{source['title']} ({', '.join(source['banks'])}): {source['size']}; "
+                 f"{source['source']}; licence: {source['licence']}; SHA-256: {source['sha256']}")
+        return
+    try:
+        found = course_banks(backbone, root, tag=tag, only=only or (), download=download, batch=batch,
+                             workers=workers, force=force, tell=told)
+    except KeyboardInterrupt:
+        told("\nStopped. Finished banks and shards are kept: the same command goes on from there.")
+        raise typer.Exit(130) from None
+    told(str(found))
+    if found.lacking:
+        raise typer.Exit(1)
+
+
+@app.command()
 def push(
     bank: Annotated[str, typer.Argument(help="Name or path of a bank.", show_default=False)],
     dest: Annotated[str, typer.Argument(help="hf://datasets/OWNER/REPO, a bucket or a folder.",
