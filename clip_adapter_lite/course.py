@@ -18,7 +18,7 @@ NOTEBOOKS = {
     "02": ("fashion-mnist", "pacs-cartoon", "pacs-sketch", "rsscn7"),
     "03": ("pacs-cartoon", "dtd10", "rsscn7", "cifar10"), "04": ("cifar10",),
     "05": ("pacs-photo", "dtd10", "fashion-mnist"), "06": COURSE,
-    "07": ("pacs-cartoon", "fashion-mnist", "cifar10", "dtd10", "rsscn7", "pacs-sketch"),
+    "07": ("pacs-cartoon", "fashion-mnist", "cifar10", "dtd10", "rsscn7", "sun18"),
     "08": ("rsscn7", "dtd10", "pacs-sketch", "pacs-photo"),
     "09": ("pacs-photo", "pacs-art", "pacs-cartoon", "pacs-sketch", "cifar10", "sun18"),
     "10": ("rsscn7", "fashion-mnist", "dtd10"), "11": ()}
