@@ -177,8 +177,12 @@ def push(
 
 @app.command()
 def pull(
-    source: Annotated[str, typer.Argument(help="Address or path of a bank, or a folder with one.",
-                                          show_default=False)],
+    source: Annotated[str | None, typer.Argument(
+        help="Address or path of a bank, or a folder with one; or the name of one in a place that "
+             "is known.", show_default="all in that place")] = None,
+    place: Annotated[str | None, typer.Option("--from", help="The folder, repository or bucket that "
+                                                             "holds the banks.",
+                                              show_default="$CLIP_ADAPTER_LITE_PLACES")] = None,
     sha256: Annotated[str | None, typer.Option(
         help="What the file must have.", show_default="SOURCE.sha256, if it is there")] = None,
     name: Annotated[str | None, typer.Option(help="What to call the bank.",
@@ -187,9 +191,17 @@ def pull(
 ):
     """Fetch a bank that somebody shared, check it, and keep it where every command finds it by name.
 
-    Example: `clip-adapter-lite pull hf://datasets/me/banks/dtd.safetensors`
+    Examples: `clip-adapter-lite pull hf://datasets/me/banks/dtd.safetensors`,
+        `clip-adapter-lite pull --from hf://datasets/me/banks` (all of them)
     """
-    from ..sharing import pull
+    from ..sharing import pull, pull_shared
+    if place or source is None or Path(source).name == source and "." not in source \
+            and not Path(source).exists():
+        if sha256 or name:
+            raise ValueError("--sha256 and --name are of one bank; give its whole address.")
+        for got in pull_shared([source] if source else [], source=place, force=force, progress=True):
+            told(f"Pulled {FeatureBank.load(got)} to {got}.")
+        return
     place = pull(source, name=name, sha256=sha256, force=force, progress=True)
     bank = FeatureBank.load(place)
     told(f"Pulled {bank} to {place}; use it with --bank {quote(place.stem)} --backbone "
