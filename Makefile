@@ -7,7 +7,7 @@ BOTH = env OMP_NUM_THREADS=1 $(PYTEST) -n 2  # two processes of one thread each 
 SITE = $(BIN)/python -m sphinx -q -E -W --keep-going -c docs . _site  # all pages anew: a second run must not forget a warning
 CHECKED = clip_adapter_lite docs notebooks solutions tests
 
-.PHONY: setup browser demo test test-fast bench reference notebooks exercises grade site lab clean
+.PHONY: setup browser demo test test-fast bench reference notebooks colab exercises grade site lab clean
 
 setup: .venv/ready
 
@@ -48,6 +48,9 @@ reference: setup  ## the committed reference results, again: resumable, about an
 notebooks: setup  ## the notebooks from notebooks/src, executed: eight minutes
 	$(BIN)/python notebooks/build.py
 
+colab: setup  ## _colab/: the wheel and the notebooks, to upload to Google Drive once
+	$(BIN)/python notebooks/build.py --colab _colab
+
 exercises: setup  ## the nbgrader sources and the hand-out from solutions/src
 	$(BIN)/python solutions/build.py
 
@@ -62,4 +65,4 @@ lab: setup  ## open JupyterLab
 	$(BIN)/jupyter lab --notebook-dir=. $(if $(filter 0,$(shell id -u)),--allow-root)  # Jupyter refuses root without it
 
 clean:
-	rm -rf .venv build dist _site *.egg-info
+	rm -rf .venv build dist _site _colab *.egg-info

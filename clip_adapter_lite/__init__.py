@@ -5,6 +5,7 @@ are imported when used.
 """
 from .backbones import Backbone, classifier_weights, load_backbone
 from .banks import FeatureBank, build_bank, list_banks
+from .course import course_banks
 from .episodes import Episode
 from .errors import BankError
 from .evaluation import calibration_error, paired_bootstrap, per_class_accuracy, reliability_curve
@@ -32,6 +33,7 @@ from .transfer import base_and_new, transfer
 __all__ = ["Backbone", "BankError", "CLAP", "CLIPAdapter", "Classifier", "CoOp", "Episode",
            "FeatureBank", "GDA", "LinearAdapter", "LinearProbe", "METHODS", "Method", "Split",
            "TipAdapter", "ZeroShot", "base_and_new", "build_bank", "calibration_error",
-           "classifier_weights", "compare", "list_banks", "load_backbone", "load_classifier",
-           "paired_bootstrap", "per_class_accuracy", "predict", "pull", "push", "recompute",
-           "reference", "reliability_curve", "save_classifier", "summarise", "sweep", "transfer"]
+           "classifier_weights", "compare", "course_banks", "list_banks", "load_backbone",
+           "load_classifier", "paired_bootstrap", "per_class_accuracy", "predict", "pull", "push",
+           "recompute", "reference", "reliability_curve", "save_classifier", "summarise", "sweep",
+           "transfer"]

@@ -1,8 +1,11 @@
 """Frozen backbones: the pocket CLIP, and every CLIP that open_clip can load, behind one small class."""
+import hashlib
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,6 +45,14 @@ class Backbone:
     def logit_scale(self) -> float:
         """1/τ, which the cosines are multiplied with."""
         return float(self.model.logit_scale.exp())
+
+    @property
+    def logit_bias(self) -> float | None:
+        """What SigLIP adds to its scaled cosines, for its sigmoid; None for towers trained with a
+        softmax.
+        """
+        bias = getattr(self.model, "logit_bias", None)
+        return None if bias is None else float(bias)
 
     @cached_property
     def width(self) -> int:
@@ -197,7 +208,7 @@ def load_backbone(name: str = "pocket", tag: str | None = None,
     preprocess = open_clip.transform.image_transform_v2(
         open_clip.transform.PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
     model = model.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
-    return Backbone(name, tag, model, preprocess, open_clip.get_tokenizer(source), device,
+    return Backbone(name, tag, model, preprocess, _tokenizer(name, source), device,
                     open_clip.get_cast_dtype(precision) or torch.float32)
 
 
@@ -236,7 +247,25 @@ def _checkpoint(name: str, tag: str, tags: list[str]) -> tuple[str, str]:
         raise ValueError(f"{name}: the checkpoint {path} holds weights of SHA-256 {found[:12]}… where "
                          f"{wanted[:12]}… was expected, so it was changed since; put back what "
                          "it was, or build the bank again.")
-    return str(path), f"{path.resolve()}{CONTENT}{found}"
+    return str(path), f"{_at_home(path.resolve())}{CONTENT}{found}"
+
+
+def _at_home(path: Path) -> str:
+    """The path from ~ where it lies in the home folder: a bank that is shared names nobody, and the
+    same file in another's home is found.
+    """
+    home = Path.home()
+    return f"~/{path.relative_to(home).as_posix()}" if path.is_relative_to(home) else str(path)
+
+
+def folder_of(name: str) -> str:
+    """What the folder of a backbone's banks is called: its name, which for a whole model
+    ("hf-hub:OWNER/MODEL") holds signs that no folder's name may hold.
+    """
+    if not name.startswith(OWN):
+        return name
+    readable = re.sub(r"[^\w.-]+", "-", name)[-60:]
+    return f"{readable}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 @cache
@@ -269,6 +298,32 @@ def _open_clip(name: str, tag: str | None, precision: str):
     return _created(name, weights, precision, f"The weights '{weights}' of {name}", do), name, tag
 
 
+def _tokenizer(name: str, source: str):
+    """open_clip's tokenizer; SigLIP's and those of Hugging Face text towers are fetched from the hub
+    by transformers. Raises RuntimeError, one sentence.
+    """
+    import logging
+
+    import open_clip
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        return open_clip.get_tokenizer(source)
+    except Exception as error:  # the hub's, transformers' and sentencepiece's have several types
+        raise RuntimeError(f"The tokenizer of {name} could not be loaded "
+                           f"({one_line(error)[:300]}); {_way_out(error)}.") from error
+    finally:
+        logging.disable(before)
+
+
+def _way_out(error: BaseException, otherwise: str = "") -> str:
+    """What to do about a model that cannot be loaded."""
+    words = f"{type(error).__name__} {error}".lower()
+    if "transformers" in words or "sentencepiece" in words or isinstance(error, ImportError):
+        return "it needs packages of its own: run `pip install transformers sentencepiece`"
+    return otherwise or DOWNLOADED.replace("they are", "it is")
+
+
 DOWNLOADED = ("they are downloaded once, so connect to the network for that, or use backbone "
               "'pocket', which works offline")
 
@@ -285,7 +340,7 @@ def _created(name: str, weights: str | None, precision: str, what: str, do: str)
                                       weights_only=True)
     except Exception as error:  # open_clip wraps network failures in several types
         raise RuntimeError(f"{what} could not be loaded ({one_line(error)[:300]}); "
-                           f"{do}.") from error
+                           f"{_way_out(error, do)}.") from error
     finally:
         logging.disable(before)
 

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from . import datasets
-from .backbones import Backbone, load_backbone
+from .backbones import Backbone, folder_of, load_backbone
 from .building import build
 from .datasets import ImageDataset
+from .datasets.course import COURSE
 from .episodes import TEXT, Episode, check_text
 from .errors import BankError, one_line
 from .files import BUNDLED, cache_folder, located, may_write, parsed, tensor_hash, write_tensors
@@ -283,7 +284,7 @@ def _prompts(templates: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _places(name: str, backbone: str) -> list[Path]:
-    cached = cache_folder() / "banks" / backbone / f"{name}.safetensors"
+    cached = cache_folder() / "banks" / folder_of(backbone) / f"{name}.safetensors"
     return [BUNDLED / "banks" / f"{name}.safetensors", cached] if backbone == "pocket" else [cached]
 
 
@@ -294,7 +295,7 @@ def cache_place(name: str, backbone: str, otherwise: str = "give another name") 
     that is no file's name, or that a bundled bank has.
     """
     *bundled, place = _places(name, backbone)
-    for what in (name, backbone):
+    for what in (name, folder_of(backbone)):
         if what in ("", ".", "..") or any(sign in what for sign in "/\\\0"):
             raise BankError(f"{shown(what)} cannot be part of a file's name, as a bank's name and "
                             f"backbone must; {otherwise}.")
@@ -309,6 +310,10 @@ def _how_to_get(given: str, backbone: str) -> str:
     named, name = not given.endswith(".safetensors"), Path(given).name.removesuffix(".safetensors")
     build = f"`clip-adapter-lite build --backbone {quote(backbone)}"
     pull = f"`clip-adapter-lite pull SOURCE --name {quote(name)}`"
+    if named and name in COURSE and backbone != "pocket":
+        return (f"make the course's banks with `clip-adapter-lite course --backbone {quote(backbone)} "
+                f"--root DIR` (this one alone: --only {name}), where DIR is the folder that holds the "
+                f"datasets, or gets them, or fetch it with {pull}")
     if named and name in datasets.names():
         return (f"build it with {build} --dataset {name} --root DIR`, where DIR is the folder that "
                 f"holds the datasets (--download fetches what can be), or fetch it with {pull}")

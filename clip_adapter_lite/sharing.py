@@ -8,13 +8,14 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from shlex import quote
 from urllib.parse import urlsplit
 
 from .banks import FeatureBank, cache_place
 from .errors import BankError, one_line
-from .files import cache_folder, file_hash, located, may_write, unwritten
+from .files import cache_folder, file_hash, located, may_write, parsed, unwritten
 from .progress import bar
 
 WEB = ("http://", "https://")
@@ -110,6 +111,57 @@ def pull(source: str | Path, *, name: str | None = None, sha256: str | None = No
         partial.unlink(missing_ok=True)
 
 
+def places(given: Sequence[str] | str | None = None) -> list[str]:
+    """The folders that shared banks are looked for in: those given, else what
+    $CLIP_ADAPTER_LITE_PLACES names (with spaces between), else the package's own list, which is
+    empty today.
+    """
+    if given:
+        return [given] if isinstance(given, str) else list(map(str, given))
+    if named := os.environ.get("CLIP_ADAPTER_LITE_PLACES", "").split():
+        return named
+    return parsed(Path(__file__).with_name("places.json").read_text(encoding="utf-8"))
+
+
+def pull_shared(names: Sequence[str] = (), *, source: Sequence[str] | str | None = None,
+                force: bool = False, progress: bool = False) -> list[Path]:
+    """`pull` the banks of these names, or all, from the first of `places(source)` that has each.
+
+    Where a bank that is there already differs, or one is damaged, the others are pulled before the
+    error is raised. Raises FileNotFoundError, naming the places, for a name that none has.
+    """
+    known, unlisted, wrong = places(source), [], []
+    if not known:
+        raise FileNotFoundError("No place of shared banks is known; name one with --from (source=…) "
+                                "or in $CLIP_ADAPTER_LITE_PLACES, or give a bank's whole address.")
+    found: dict[str, str] = {}
+    for place in known:
+        try:
+            there = [f"{place.rstrip('/')}/{name}.safetensors" for name in names] if (
+                place.startswith(WEB)) else _banks_in(place)
+        except OSError as error:
+            unlisted.append(error)
+            continue
+        for url in there:
+            found.setdefault(PurePosixPath(url).name.removesuffix(".safetensors"), url)
+    pulled = []
+    for name in names or sorted(found):
+        try:
+            if name not in found:
+                raise unlisted[0] if unlisted else FileNotFoundError(
+                    f"No bank '{name}' in {', '.join(known)}; there: "
+                    f"{', '.join(sorted(found)) or 'none'}.")
+            pulled.append(pull(found[name], force=force, progress=progress))
+        except (OSError, ValueError) as error:
+            wrong.append(error)
+    if wrong or unlisted and not names:
+        raise (wrong or unlisted)[0]
+    if not pulled:
+        raise FileNotFoundError(f"There are no banks in {', '.join(known)} (a web address cannot be "
+                                "listed); give their names, or another place.")
+    return pulled
+
+
 def _fetch(url: str, target: Path, progress: bool) -> str:
     """Write what is at `url` to a file; returns its SHA-256."""
     from rich.progress import DownloadColumn
@@ -179,16 +231,23 @@ def _only_bank(url: str) -> str:
     """The address of a bank: `url` itself, or the one bank in that folder."""
     if url.startswith(WEB) or url.endswith(".safetensors"):
         return url
+    found = _banks_in(url)
+    if len(found) != 1:
+        names = ", ".join(PurePosixPath(p).name for p in found[:20]) or "none"
+        raise BankError(f"{url} holds {len(found)} banks ({names}); give the address of one, or all "
+                        f"of them: `clip-adapter-lite pull --from {quote(url)}`.")
+    return found[0]
+
+
+def _banks_in(url: str) -> list[str]:
+    """The addresses of the banks in a folder."""
     try:
         fs, path = _place(url)
         found = sorted(p for p in fs.ls(path, detail=False) if p.endswith(".safetensors"))
     except Exception as error:
         raise OSError(f"{url} could not be listed ({one_line(error)}); check the network, and give "
                       "the address of a bank, which ends in .safetensors, or of a folder.") from error
-    if len(found) != 1:
-        names = ", ".join(PurePosixPath(p).name for p in found[:20]) or "none"
-        raise BankError(f"{url} holds {len(found)} banks ({names}); give the address of one.")
-    return found[0] if "file" in fs.protocol else fs.unstrip_protocol(found[0])
+    return [p if "file" in fs.protocol else fs.unstrip_protocol(p) for p in found]
 
 
 def _recorded(url: str) -> str | None:

@@ -3,12 +3,15 @@
     python notebooks/build.py                      # all of them, a few minutes
     python notebooks/build.py 01_zero_shot_clip    # one
     python notebooks/build.py --check              # do the notebooks match their sources? executes nothing
+    python notebooks/build.py --colab _colab       # a folder for Colab: the package's wheel and the notebooks, as they are
 
 The sources are what people edit; the notebooks are written by this file alone. It puts the set-up cell (`setup_cell.py`),
 and a Colab badge if `[project.urls]` of pyproject.toml names a GitHub repository, where the source's cell is tagged "setup".
 """
 import hashlib
 import os
+import subprocess
+import sys
 import tempfile
 import time
 import tomllib
@@ -147,11 +150,47 @@ def build(source: Path) -> None:
     print(f"{source.stem}: {seconds:.0f} s{note}", flush=True)
 
 
+def colab(folder: Path, address: str = "") -> list[Path]:
+    """Write the package's wheel and the notebooks, with today's set-up cell, into a folder to upload to Google Drive.
+
+    Only its own kinds of files are replaced. Raises ValueError if the wheel cannot be built or a notebook is missing.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as made:
+        done = subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", made,
+                               str(HERE.parent)], capture_output=True, text=True)
+        if done.returncode:
+            raise ValueError(f"the wheel could not be built: {done.stderr.strip().splitlines()[-1:]}")
+        wheel = next(Path(made).glob("*.whl"))
+        for old in folder.glob("clip_adapter_lite-*.whl"):
+            old.unlink()
+        wheel.replace(folder / wheel.name)
+    for source in sorted((HERE / "src").glob("[0-9][0-9]_*.py")):
+        if not place(source).exists():
+            raise ValueError(f"there is no notebook of {source.name}; run `make notebooks`")
+        notebook = nbformat.read(place(source), as_version=4)
+        for cell in notebook.cells:
+            if "setup" in cell.metadata.get("tags", []):
+                cell.source = setup_cells(source.stem, address)[-1].source
+        write(notebook, folder / f"{source.stem}.ipynb")
+    return sorted(folder.iterdir())
+
+
 def main(
     names: Annotated[list[str] | None, typer.Argument(help="Notebooks, such as 03_the_adapter; all if none.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Only compare the notebooks with their sources.")] = False,
+    to_colab: Annotated[Path | None, typer.Option("--colab", help="Write a folder for Colab, and execute nothing.")] = None,
 ):
     """Make the notebooks from notebooks/src, executed; or, with --check, say which no longer match their sources."""
+    if to_colab:
+        try:
+            found = colab(to_colab, repository())
+        except (ValueError, OSError) as error:
+            typer.echo(f"{to_colab}: {error}", err=True)
+            raise typer.Exit(1) from None
+        typer.echo(f"{to_colab}: {len(found)} files. Upload the folder to Google Drive once, and open a notebook there with "
+                   "Google Colaboratory.")
+        return
     sources = {path.stem: path for path in sorted((HERE / "src").glob("[0-9][0-9]_*.py"))}
     if unknown := set(names or ()) - set(sources):
         raise typer.BadParameter(f"no notebook {', '.join(sorted(unknown))}; there are {', '.join(sources)}.")

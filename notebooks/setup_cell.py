@@ -5,6 +5,7 @@ from importlib import invalidate_caches, metadata, util
 from pathlib import Path
 
 REPOSITORY = ""  # filled in from pyproject.toml
+DRIVE = Path("/content/drive")
 
 
 def missing(requirements, seen):
@@ -19,13 +20,23 @@ def missing(requirements, seen):
                 yield f"{wanted.name}{wanted.specifier}"
 
 
+def wheels():
+    """Our wheel where `make colab`'s folder was uploaded: to Colab's Files, or to My Drive; the newest last."""
+    found = [*Path.cwd().glob("clip_adapter_lite-*.whl"), *Path.cwd().glob("*/clip_adapter_lite-*.whl")]
+    if not found:
+        from google.colab import drive
+        drive.mount(str(DRIVE))  # asks for leave, once
+        found = [wheel for depth in ("", "*/", "*/*/") for wheel in DRIVE.glob(f"MyDrive/{depth}clip_adapter_lite-*.whl")]
+    return [str(wheel) for wheel in sorted(found, key=lambda wheel: wheel.stat().st_mtime)]
+
+
 if "google.colab" in sys.modules:
-    ours = [*map(str, Path.cwd().glob("clip_adapter_lite-*.whl")), *([f"git+{REPOSITORY}"] if REPOSITORY else [])]
     while wanted := list(missing(["clip-adapter-lite"], {"torch", "numpy"})):  # Colab's own torch and numpy stay
-        if wanted == ["clip-adapter-lite"] and not ours:
-            raise FileNotFoundError("There is no address yet to install clip-adapter-lite from: make a wheel with "
-                                    "`python -m build --wheel`, upload it to Colab's Files, and run this cell again.")
-        wanted = ours[:1] if wanted == ["clip-adapter-lite"] else wanted
+        if wanted == ["clip-adapter-lite"]:
+            wanted = [f"git+{REPOSITORY}"] if REPOSITORY else wheels()[-1:]
+        if not wanted:
+            raise FileNotFoundError("There is no wheel of clip-adapter-lite in Colab's Files or My Drive: run `make colab` "
+                                    "in the repository, upload its folder _colab to My Drive, and run this cell again.")
         subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", *wanted], check=True)
         invalidate_caches()
 elif not util.find_spec("clip_adapter_lite"):

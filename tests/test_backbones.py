@@ -477,3 +477,70 @@ def test_a_shared_backbone_is_loaded_once():
     first = shared_backbone("pocket", "", torch.device("cpu"))
     assert shared_backbone("pocket", "", torch.device("cpu")) is first
     assert first.tag == pocket.tag()
+
+
+# ── other text towers ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+# as SigLIP's (whose name would have open_clip ask the hub for a tokenizer) and CoCa's
+OTHERS = {
+    "tiny-sigmoid": {"custom_text": True, "init_logit_bias": -10.0, "text_cfg": TINY["text_cfg"] | {
+        "no_causal_mask": True, "pool_type": "last", "proj_bias": True}},
+    "tiny-coca": {"custom_text": True, "vision_cfg": TINY["vision_cfg"] | {"attentional_pool": True, "output_tokens": True,
+                                                                             "attn_pooler_heads": 2},
+                  "text_cfg": TINY["text_cfg"] | {"embed_cls": True, "output_tokens": True},
+                  "multimodal_cfg": TINY["text_cfg"] | {"attn_pooler_heads": 2}}}
+
+
+@pytest.fixture(params=list(OTHERS))
+def another(request, tmp_path, monkeypatch):
+    """A checkpoint's backbone with a text tower other than CLIP's."""
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, request.param, copy.deepcopy(TINY | OTHERS[request.param]))
+    path, _ = random_checkpoint(request.param, tmp_path)
+    return load_backbone(request.param, path, "cpu")
+
+
+def test_of_any_tower_a_bank_is_built_and_fitted_on_and_only_coop_refuses(another, tmp_path):
+    from clip_adapter_lite import CLIPAdapter, CoOp, build_bank, predict
+    from clip_adapter_lite.datasets import load_dataset
+    for number in range(12):
+        folder = tmp_path / "pictures" / ("cat", "dog")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(number).integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(
+            folder / f"{number}.png")
+    bank = build_bank(load_dataset("folder", tmp_path / "pictures"), another, progress=False)
+    assert another.width == bank.text_features.shape[1] == 24 and np.isclose(bank.logit_scale, np.exp(3.25), rtol=1e-3)
+    said = bank.meta.get("logits", "")
+    assert ("a bias of -10; here a softmax" in said) == (another.name == "tiny-sigmoid") == (another.logit_bias is not None)
+    images = torch.randn(3, 3, 32, 32)
+    assert torch.allclose(another.encode_images(images), another.model.encode_image(images), atol=1e-5)
+    fitted = CLIPAdapter(alpha=0.2, steps=2).fit(bank.episode(1))
+    assert len(predict(fitted, another, tmp_path / "pictures/cat/0.png")[0]) == 2
+    with pytest.raises(TypeError, match="has a text tower other than CLIP's causal transformer"):
+        CoOp(steps=1).fit(bank.episode(1))
+
+
+def test_a_bias_that_all_classes_share_changes_no_softmax():
+    scaled = torch.randn(4, 5, dtype=torch.float64) * 10
+    assert torch.allclose(scaled.softmax(1), (scaled - 10).softmax(1))
+
+
+@pytest.mark.parametrize("error, do", [
+    (ImportError("Please install transformers"), "run `pip install transformers sentencepiece`"),
+    (OSError("We couldn't connect to the hub.\nTry again."), "connect to the network")])
+def test_a_tokenizer_that_cannot_be_had_is_one_sentence(error, do, tiny, tmp_path, monkeypatch):
+    path, _ = random_checkpoint("tiny", tmp_path)
+
+    def absent(*_, **__):
+        raise error
+    monkeypatch.setattr(open_clip, "get_tokenizer", absent)
+    with pytest.raises(RuntimeError, match="The tokenizer of tiny could not be loaded") as found:
+        load_backbone("tiny", path, "cpu")
+    assert do in str(found.value) and ". " not in sentence(found)
+
+
+def test_a_checkpoint_in_the_home_folder_is_recorded_without_its_owners_name(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path, _ = random_checkpoint("tiny", tmp_path)
+    tag = load_backbone("tiny", path, "cpu").tag
+    assert tag.startswith("~/tiny.pt#sha256=") and load_backbone("tiny", tag, "cpu").tag == tag

@@ -11,6 +11,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from clip_adapter_lite import FeatureBank, pull, push
+from clip_adapter_lite.sharing import places, pull_shared
 
 NAME = "cats.safetensors"
 
@@ -335,3 +336,65 @@ def test_a_failing_push_leaves_the_old_bank(bank, other, monkeypatch, tmp_path, 
             push(other, tmp_path / "shared", force=True)
     pull(url)
     assert sha(place) == digest
+
+
+# ── a class's shared set ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def shared(toy_bank, tmp_path):
+    """A folder with the banks cats and dogs of one backbone, and their hashes."""
+    banks = {name: toy_bank(dataset=name, backbone="RN50-quickgelu", seed=n) for n, name in enumerate(("cats", "dogs"))}
+    for bank in banks.values():
+        push(bank, tmp_path / "set")
+    return str(tmp_path / "set"), banks
+
+
+def test_a_shared_set_is_one_call_and_again_it_changes_nothing(shared, cache, monkeypatch):
+    place, banks = shared
+    for _ in range(2):
+        assert [path.stem for path in pull_shared(source=place)] == ["cats", "dogs"]
+    assert all(FeatureBank.load(name, "RN50-quickgelu").hash == bank.hash for name, bank in banks.items())
+    monkeypatch.setenv("CLIP_ADAPTER_LITE_PLACES", f"{place}/nowhere {place}")
+    assert [path.stem for path in pull_shared(["dogs"])] == ["dogs"], "the second place has it"
+    for names in ([], ["cows"]):
+        with pytest.raises(OSError, match="nowhere could not be listed"):
+            pull_shared(names)
+    assert places() == [f"{place}/nowhere", place] and places("x") == ["x"]
+    monkeypatch.delenv("CLIP_ADAPTER_LITE_PLACES")
+    assert places() == []
+
+
+def test_from_a_web_address_banks_are_had_by_name(web, shared, cache):
+    import shutil
+    folder, address = web
+    shutil.copytree(shared[0], folder, dirs_exist_ok=True)
+    assert [path.stem for path in pull_shared(["dogs"], source=address)] == ["dogs"]
+    with pytest.raises(FileNotFoundError, match="a web address cannot be listed"):
+        pull_shared(source=address)
+
+
+def test_one_bad_bank_of_a_set_does_not_keep_the_others(shared, cache, expect_refused):
+    place, _ = shared
+    flip(Path(place, "cats.safetensors"), -1)
+    with expect_refused("cats.safetensors has the SHA-256"):
+        pull_shared(source=place)
+    assert files(cache) == ["banks/RN50-quickgelu/dogs.safetensors"]
+
+
+def test_a_place_or_a_name_that_is_not_known_is_one_sentence(shared, expect_refused):
+    with expect_refused("No place of shared banks is known; name one with --from", FileNotFoundError):
+        pull_shared(["cats"])
+    with expect_refused("No bank 'cows' in", FileNotFoundError):
+        pull_shared(["cows"], source=shared[0])
+
+
+def test_the_command_pulls_a_class_its_banks(shared, cache, monkeypatch):
+    from typer.testing import CliRunner
+
+    from clip_adapter_lite.cli.app import app
+    done = CliRunner().invoke(app, ["pull", "--from", shared[0]])
+    assert done.exit_code == 0 and done.output.count("Pulled FeatureBank") == 2
+    monkeypatch.setenv("CLIP_ADAPTER_LITE_PLACES", shared[0])
+    assert CliRunner().invoke(app, ["pull", "dogs"]).output.count("Pulled FeatureBank('dogs'") == 1
+    assert CliRunner().invoke(app, ["pull"]).output.count("Pulled FeatureBank") == 2

@@ -115,6 +115,49 @@ def build(
 
 
 @app.command()
+def course(
+    backbone: Annotated[str, typer.Option(help="An open_clip name such as RN50-quickgelu.")],
+    root: Annotated[Path, typer.Option(help="The folder that holds the datasets, or gets them.")],
+    tag: Annotated[str | None, typer.Option(help="The backbone's weights: open_clip's tag, or a "
+                                                 "checkpoint's path.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Just this bank; may be repeated.",
+                                                   show_default="all twelve")] = None,
+    download: Annotated[bool, typer.Option("--download/--no-download",
+                                           help="Fetch what is not in the folder.")] = True,
+    sources: Annotated[bool, typer.Option("--sources", help="Only say where each comes from: size, "
+                                                            "licence, hash.")] = False,
+    batch: Annotated[int, typer.Option(help="Pictures at a time; halved if memory does not "
+                                            "suffice.")] = 64,
+    workers: Annotated[int | None, typer.Option(help="Threads that decode.",
+                                                show_default="one a core")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Build again what is there.")] = False,
+):
+    """Make the banks that the course's notebooks load, with another backbone.
+
+    Fetches what can be had, keeps every finished bank, goes on where it stopped, and says at the
+    end what is missing and which notebooks wait for it. The rows are those of the bundled banks.
+
+    Example: `clip-adapter-lite course --backbone RN50-quickgelu --root data`
+    """
+    from ..course import course_banks
+    if sources:
+        from ..datasets.course import SOURCES
+        for source in SOURCES.values():
+            told(f"{source['title']} ({', '.join(source['banks'])}): {source['size']}; "
+                 f"{source['source']}; licence: {source['licence']}; SHA-256: {source['sha256']}")
+        return
+    try:
+        found = course_banks(backbone, root, tag=tag, only=only or (), download=download, batch=batch,
+                             workers=workers, force=force, tell=told)
+    except KeyboardInterrupt:
+        told("\nStopped. Finished banks and shards are kept: the same command goes on from there.")
+        raise typer.Exit(130) from None
+    told(str(found))
+    if found.lacking:
+        raise typer.Exit(1)
+
+
+@app.command()
 def push(
     bank: Annotated[str, typer.Argument(help="Name or path of a bank.", show_default=False)],
     dest: Annotated[str, typer.Argument(help="hf://datasets/OWNER/REPO, a bucket or a folder.",
@@ -134,8 +177,12 @@ def push(
 
 @app.command()
 def pull(
-    source: Annotated[str, typer.Argument(help="Address or path of a bank, or a folder with one.",
-                                          show_default=False)],
+    source: Annotated[str | None, typer.Argument(
+        help="Address or path of a bank, or a folder with one; or the name of one in a place that "
+             "is known.", show_default="all in that place")] = None,
+    place: Annotated[str | None, typer.Option("--from", help="The folder, repository or bucket that "
+                                                             "holds the banks.",
+                                              show_default="$CLIP_ADAPTER_LITE_PLACES")] = None,
     sha256: Annotated[str | None, typer.Option(
         help="What the file must have.", show_default="SOURCE.sha256, if it is there")] = None,
     name: Annotated[str | None, typer.Option(help="What to call the bank.",
@@ -144,9 +191,17 @@ def pull(
 ):
     """Fetch a bank that somebody shared, check it, and keep it where every command finds it by name.
 
-    Example: `clip-adapter-lite pull hf://datasets/me/banks/dtd.safetensors`
+    Examples: `clip-adapter-lite pull hf://datasets/me/banks/dtd.safetensors`,
+        `clip-adapter-lite pull --from hf://datasets/me/banks` (all of them)
     """
-    from ..sharing import pull
+    from ..sharing import pull, pull_shared
+    if place or source is None or Path(source).name == source and "." not in source \
+            and not Path(source).exists():
+        if sha256 or name:
+            raise ValueError("--sha256 and --name are of one bank; give its whole address.")
+        for got in pull_shared([source] if source else [], source=place, force=force, progress=True):
+            told(f"Pulled {FeatureBank.load(got)} to {got}.")
+        return
     place = pull(source, name=name, sha256=sha256, force=force, progress=True)
     bank = FeatureBank.load(place)
     told(f"Pulled {bank} to {place}; use it with --bank {quote(place.stem)} --backbone "

@@ -1,5 +1,7 @@
 """`notebooks/build.py` on tiny sources."""
 import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -223,3 +225,31 @@ def test_a_failing_cell_stops_the_build_names_it_and_writes_nothing(course, caps
     said = capsys.readouterr().err
     assert "00_tiny" in said and "no such bank" in said and "1 of 1 notebooks failed: not written." in said
     assert not (BUILD.HERE / "00_tiny.ipynb").exists()
+
+
+def test_the_folder_for_colab_has_the_wheel_and_the_kept_notebooks_with_todays_set_up_cell(course, tmp_path, monkeypatch):
+    def outdated(notebook):
+        notebook.cells[1].source = "old set-up"
+        notebook.cells[2].outputs = [new_output("stream", text="kept\n")]
+    keep(course(), outdated)
+    monkeypatch.setattr(BUILD.subprocess, "run", lambda command, **_: Path(
+        command[-2], "clip_adapter_lite-9-py3-none-any.whl").touch() or SimpleNamespace(returncode=0))
+    folder = tmp_path / "_colab"
+    folder.mkdir()
+    (folder / "clip_adapter_lite-8-py3-none-any.whl").touch()
+    (folder / "mine.txt").touch()
+    found = [path.name for path in BUILD.colab(folder)]
+    assert found == ["00_tiny.ipynb", "clip_adapter_lite-9-py3-none-any.whl", "mine.txt"]
+    notebook = nbformat.read(folder / "00_tiny.ipynb", as_version=4)
+    assert notebook.cells[1].source == BUILD.setup_cells("00_tiny", "")[-1].source
+    assert notebook.cells[2].outputs[0].text == "kept\n"
+
+
+def test_a_wheel_that_cannot_be_built_leaves_the_old_one(course, tmp_path, monkeypatch):
+    monkeypatch.setattr(BUILD.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1, stderr="x\nno setuptools\n"))
+    (tmp_path / "_colab").mkdir()
+    old = tmp_path / "_colab/clip_adapter_lite-8-py3-none-any.whl"
+    old.touch()
+    with pytest.raises(ValueError, match="the wheel could not be built: .*no setuptools"):
+        BUILD.colab(tmp_path / "_colab")
+    assert old.exists()

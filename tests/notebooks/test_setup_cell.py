@@ -1,5 +1,6 @@
 """The set-up cell in a fresh virtual environment like Colab's: fake packages, and a pip that records its calls."""
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -43,6 +44,12 @@ def install(site, name, requires, version):
     (site / f"{module}-{version}.dist-info/METADATA").write_text("\\n".join(lines) + "\\n")
 '''
 
+DRIVE = '''
+from pathlib import Path
+def mount(place):
+    Path(place).symlink_to(Path(place).with_name("cloud"))
+'''
+
 
 class Machine:
     """A virtual environment with what is shipped, and the set-up cell to be run in it."""
@@ -55,6 +62,9 @@ class Machine:
         shutil.copytree(Path(find_spec("packaging").origin).parent, self.site / "packaging")  # Colab ships it
         (self.site / "google/colab").mkdir(parents=True)
         (self.site / "google/colab/__init__.py").touch()
+        self.drive = folder / "drive"  # Colab's /content/drive, empty until it is mounted
+        (self.site / "google/colab/drive.py").write_text(DRIVE)
+        (folder / "cloud/MyDrive").mkdir(parents=True)
         (self.site / "pip.py").write_text(PIP)
         (self.site / "fake.py").write_text(FAKE)
         (self.site / "index.json").write_text(json.dumps(INDEX))
@@ -66,7 +76,8 @@ class Machine:
     def run(self, address: str = "", colab: bool = True):
         """Run the cell, without its line for IPython; the finished process."""
         *_, cell = BUILD.setup_cells("00_start_here", address)
-        (self.work / "cell.py").write_text(cell.source.replace("%matplotlib inline", ""))
+        (self.work / "cell.py").write_text(
+            cell.source.replace("%matplotlib inline", "").replace("/content/drive", str(self.drive)))
         start = "import google.colab\n" if colab else ""
         return subprocess.run([self.python, "-I", "-c", f"{start}exec(open('cell.py').read())"], cwd=self.work,
                               capture_output=True, text=True)
@@ -122,11 +133,30 @@ def test_without_an_address_it_takes_an_uploaded_wheel(machine):
     assert machine.calls()[0] == ["install", "--quiet", "--no-deps", str(wheel)]
 
 
+@pytest.mark.parametrize("place", ["", "_colab", "courses/_colab"])
+def test_without_an_address_it_finds_the_uploaded_folder_in_drive_and_takes_the_newest_wheel(machine, place):
+    folder = machine.drive.with_name("cloud") / "MyDrive" / place
+    folder.mkdir(parents=True, exist_ok=True)
+    for version, written in (("0.2.0", 2000), ("0.1.0", 1000)):
+        (folder / f"clip_adapter_lite-{version}-py3-none-any.whl").touch()
+        os.utime(folder / f"clip_adapter_lite-{version}-py3-none-any.whl", (written, written))
+    done = machine.run()
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert machine.calls()[0][3:] == [str(machine.drive / "MyDrive" / place / "clip_adapter_lite-0.2.0-py3-none-any.whl")]
+    many = len(machine.calls())
+    machine.drive.unlink()  # a second run mounts nothing and installs nothing
+    assert machine.run().returncode == 0 and len(machine.calls()) == many and not machine.drive.exists()
+
+
+def test_with_an_address_drive_is_not_asked_for(machine):
+    assert machine.run("https://github.com/someone/thing").returncode == 0 and not machine.drive.exists()
+
+
 def test_without_address_and_wheel_it_says_in_one_sentence_how_to_go_on(machine):
     done = machine.run()
     assert done.returncode == 1 and machine.calls() == []
     message = done.stderr.strip().splitlines()[-1]
-    assert message.startswith("FileNotFoundError: There is no address yet") and "python -m build --wheel" in message
+    assert message.startswith("FileNotFoundError: There is no wheel of clip-adapter-lite") and "`make colab`" in message
     assert message.endswith(".") and ". " not in message
 
 

@@ -1,0 +1,116 @@
+"""The course's banks under another backbone: fetched, built in the bundled banks' own rows, and what
+could not be had told.
+"""
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .backbones import Backbone, agree, load_backbone
+from .banks import FeatureBank, build_bank, cache_place
+from .datasets.course import COURSE, course_dataset, size_of, source_of
+from .errors import one_line
+from .naming import count
+
+# The banks that each notebook loads; 01, and 11 for the paper's table, take whatever there is.
+NOTEBOOKS = {
+    "00": ("fashion-mnist", "pacs-cartoon", "cifar10"), "01": ("cifar10",),
+    "02": ("fashion-mnist", "pacs-cartoon", "pacs-sketch", "rsscn7"),
+    "03": ("pacs-cartoon", "dtd10", "rsscn7", "cifar10"), "04": ("cifar10",),
+    "05": ("pacs-photo", "dtd10", "fashion-mnist"), "06": COURSE,
+    "07": ("pacs-cartoon", "fashion-mnist", "cifar10", "dtd10", "rsscn7", "sun18"),
+    "08": ("rsscn7", "dtd10", "pacs-sketch", "pacs-photo"),
+    "09": ("pacs-photo", "pacs-art", "pacs-cartoon", "pacs-sketch", "cifar10", "sun18"),
+    "10": ("rsscn7", "fashion-mnist", "dtd10"), "11": ()}
+
+
+@dataclass(frozen=True)
+class Course:
+    """What `course_banks` did. built, kept: banks made now, and those that were there; lacking: why
+    each of the others is not.
+    """
+    backbone: str
+    built: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    lacking: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def notebooks_left_out(self) -> dict[str, list[str]]:
+        """The notebooks that cannot run yet, and the banks that each lacks."""
+        lost = {number: [bank for bank in banks if bank in self.lacking]
+                for number, banks in NOTEBOOKS.items()}
+        return {number: banks for number, banks in lost.items() if banks}
+
+    def __str__(self):
+        lines = [f"{count(len(self.built), 'bank')} of {self.backbone} built, {len(self.kept)} there "
+                 f"already, {len(self.lacking)} of {len(COURSE)} could not be had."]
+        lines += [f"  {bank}: {why}" for bank, why in self.lacking.items()]
+        if left := self.notebooks_left_out:
+            lines.append("Notebooks that wait for them: " + "; ".join(
+                f"{number} ({', '.join(banks)})" for number, banks in left.items()) + ".")
+            lines.append("The same command tries these again and builds nothing twice.")
+        else:
+            lines.append(f"All twelve notebooks run with BACKBONE = \"{self.backbone}\".")
+        return "\n".join(lines)
+
+
+def course_banks(backbone: str | Backbone, root: str | Path, *, tag: str | None = None,
+                 only: Sequence[str] = (), download: bool = True, batch: int = 64,
+                 workers: int | None = None, force: bool = False, progress: bool = True,
+                 tell: Callable[[str], None] = print) -> Course:
+    """Every bank that the course's notebooks load, built with `backbone` where it is not yet there.
+
+    root: the folder of datasets; what is not in it is fetched with `download`. only: these banks.
+    tag, batch, workers: as for `build_bank`. A bank is built in the rows of the bundled one of its
+    name, so that episodes of the same seed hold the same pictures; where they cannot be told, its
+    protocol says so. Finished banks are kept whatever happens to the others, and an unfinished one
+    goes on from its shards. tell: is given a line on each bank, with the time left.
+    Raises ValueError for a name in `only` that is none of the course's, or for the pocket CLIP,
+    whose banks ship; RuntimeError if the weights cannot be had.
+
+    `cal.course_banks("RN50-quickgelu", "/data")`
+    """
+    for name in only:
+        source_of(name)
+    if "pocket" in (backbone, getattr(backbone, "name", "")):
+        raise ValueError("The pocket CLIP's banks ship with the package; give another backbone, such "
+                         "as RN50-quickgelu.")
+    model = load_backbone(backbone, tag) if isinstance(backbone, str) else backbone
+    found = Course(model.name)
+    todo = list(only or COURSE)
+    left, done, seconds = sum(map(size_of, todo)), 0, 0.0
+    for number, name in enumerate(todo, 1):
+        left -= size_of(name)
+        place = cache_place(name, model.name)
+        try:
+            if place.is_file() and not force:
+                _check(FeatureBank.load(place), model, place)
+                found.kept.append(name)
+                continue
+            dataset = course_dataset(name, root, download=download)
+            start = time.perf_counter()
+            bank = build_bank(dataset, model, out=place, force=force, batch=batch, workers=workers,
+                              progress=progress)
+            many = sum(map(len, bank.splits.values()))
+            done, seconds = done + many, seconds + time.perf_counter() - start
+            found.built.append(name)
+            tell(f"{number} of {len(todo)}: {name}, {many} images; {bank.meta['protocol']} · "
+                 f"{done / seconds:.0f} images/s, {_left(left * seconds / done)}")
+        except (ValueError, OSError, RuntimeError, ImportError) as error:
+            found.lacking[name] = one_line(error) + "."
+            tell(f"{number} of {len(todo)}: {name} could not be had: {found.lacking[name]}")
+    return found
+
+
+def _check(bank: FeatureBank, model: Backbone, place: Path) -> None:
+    """Raise ValueError for a bank of other weights, which would be taken for this backbone's."""
+    if not agree(bank.meta.get("weights_tag", ""), model.tag):
+        raise ValueError(f"{place} is of other weights ({bank.meta.get('weights_tag')}) than those "
+                         f"given ({model.tag}); build it again with --force (force=True)")
+
+
+def _left(seconds: float) -> str:
+    if seconds < 90:
+        return f"about {seconds:.0f} s left"
+    return f"about {seconds / 60:.0f} min left, downloads apart"
+
