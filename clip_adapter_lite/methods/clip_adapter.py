@@ -18,7 +18,16 @@ from torch.nn.functional import cross_entropy, normalize, relu
 
 from ..splits import Split
 from ..training import train
-from .base import Head, Method, best_near, cosine_logits, lengths, need_validation, validation_score
+from .base import (
+    Head,
+    Method,
+    best_near,
+    class_weights,
+    cosine_logits,
+    lengths,
+    need_validation,
+    validation_score,
+)
 from .ratios import PRIOR, RatioNetwork, SharedRatio, decoupled, held_out_of
 
 LEARNED = ("auto", "learned")  # on held-out images, by a SharedRatio and a RatioNetwork
@@ -163,6 +172,8 @@ class CLIPAdapter(Method):
     final_relu: a second ReLU after W2, as in the official code and not in the paper.
     normalize: "after" the blend (official code) or "before" the adapter and not after (LP++,
         cross-modal adaptation).
+    balanced: weigh the classes alike in the loss, each image by 1 / (images of its class), for
+        supports that have more of some classes; equal numbers make no difference.
     steps, rate, weight_decay: full-batch AdamW with a cosine schedule, in place of 200 epochs of
         minibatches; chosen on the bundled banks' validation parts (README, "Recipes"). The rate is
         divided by the ratio: see `CLIPAdapterHead.groups`.
@@ -177,6 +188,7 @@ class CLIPAdapter(Method):
     reduction: int = 4
     final_relu: bool = False
     normalize: str = "after"
+    balanced: bool = False
     grid: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
     steps: int = 120
     rate: float = 5e-4
@@ -292,10 +304,12 @@ class CLIPAdapter(Method):
         """
         if not (head.alpha or head.beta):  # at α = β = 0 there is nothing to train
             return
-        support = episode.support
+        support, classes = episode.support, len(episode.classnames)
+        weights = [class_weights(split, classes) if self.balanced and split is not None else None
+                   for split in (support, held_out)]
         if held_out is not None:
-            loss = partial(decoupled, head, support, held_out)
+            loss = partial(decoupled, head, support, held_out, weights=weights)
         else:
-            loss = lambda step: cross_entropy(head(support.view(step)), support.labels)
+            loss = lambda step: cross_entropy(head(support.view(step)), support.labels, weights[0])
         train(head.groups(self.rate), loss, steps=self.steps, rate=self.rate,
               weight_decay=self.weight_decay, after_step=after_step)
