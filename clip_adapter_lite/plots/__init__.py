@@ -26,13 +26,13 @@ from .studies import (
     reliability,
 )
 from .style import COLOURS, Figure, colours_of, describe, may_save, save, theme
-from .working import confusion, coverage, rejection
+from .working import confusion, rejection, set_sizes
 
 __all__ = ["COLOURS", "Figure", "NAMES", "accuracy_bars", "accuracy_over_alpha",
            "accuracy_over_shots", "alpha_history", "best_ratio", "colours_of", "confusion",
-           "coverage", "describe",
+           "describe",
            "differences", "episode_grid", "error_over_scale", "features_of", "gain_scatter",
            "heat_map", "manifold", "may_save", "measures", "prompt_result", "ratio_distributions",
            "ratio_over_steps", "rejection", "reliability", "reliability_shift", "save",
-           "settings_tried", "theme",
+           "set_sizes", "settings_tried", "theme",
            "training_curves"]

@@ -3,7 +3,7 @@ import matplotlib
 
 from ..naming import count
 from .pictures import _short
-from .style import COLOURS, GREY, PALETTE, Figure, footer, theme
+from .style import COLOURS, GREY, PALETTE, Figure, footer, legend_above, theme
 
 MOST = 30  # classes that are named on the axes
 
@@ -72,27 +72,35 @@ def rejection(found, threshold: float | None = None, backbone: str | None = None
     axis.axvline(threshold, color=GREY, linestyle="--")
     axis.text(threshold, axis.get_ylim()[1], " kept →", va="top", color=GREY, fontsize=9)
     axis.set(xlabel="highest logit", ylabel="% of the test images")
-    axis.legend(frameon=False, loc="upper right")
+    legend_above(figure, axis)
     axis.set_title(f"None of these: AUROC {found.auroc:.3f}", loc="left")
     footer(figure, [backbone])
     return figure
 
 
 @matplotlib.rc_context(theme())
-def coverage(table, backbone: str | None = None) -> Figure:
-    """Coverage and size of prediction sets over what was promised.
-
-    table: columns promised, kind, covered, size.
+def set_sizes(sets, labels, promised: float, backbone: str | None = None) -> Figure:
+    """How large prediction sets are, in colour those that hold the true class; sets: truth values
+    [N, C], labels [N].
     """
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    low = float(table.promised.min())
-    left.plot([low, 1], [low, 1], color=GREY, linestyle="--", linewidth=1, label="as promised")
-    for (kind, rows), colour, marker in zip(table.groupby("kind", sort=False), PALETTE, "osD"):
-        left.plot(rows.promised, rows.covered, marker, color=colour, label=kind, linestyle="-")
-        right.plot(rows.promised, rows["size"], marker, color=colour, linestyle="-")
-    left.set(xlabel="promised coverage", ylabel="test images with the true class in the set")
-    right.set(xlabel="promised coverage", ylabel="classes in a set, mean")
-    left.legend(frameon=False)
+    import numpy
+    sets, labels = numpy.asarray(sets), numpy.asarray(labels)
+    held, sizes = sets[numpy.arange(len(labels)), labels], sets.sum(1)
+    most = min(int(sizes.max(initial=1)), 12)  # larger ones share the last bar
+    shown = numpy.minimum(sizes, most)
+    figure = Figure(figsize=(8, 3.4), layout="constrained")
+    axis = figure.subplots()
+    bars = [100 * numpy.bincount(shown[which], minlength=most + 1) / len(labels)
+            for which in (held, ~held)]
+    axis.bar(range(most + 1), bars[0], color=PALETTE[0], label="the true class is in the set")
+    axis.bar(range(most + 1), bars[1], bottom=bars[0], color=COLOURS["clip-adapter"],
+             label="it is not")
+    axis.set_xticks(range(most + 1), [*map(str, range(most)),
+                                      f"{most}{'' if sizes.max(initial=0) <= most else ' or more'}"])
+    axis.set(xlabel="classes in the set", ylabel="% of the test images")
+    axis.grid(axis="x", visible=False)
+    legend_above(figure, axis)
+    axis.set_title(f"promised {100 * promised:g} %, found {100 * held.mean():.1f} %; mean size "
+                   f"{sizes.mean():.2f}", loc="left")
     footer(figure, [backbone])
     return figure
