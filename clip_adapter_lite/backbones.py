@@ -2,9 +2,9 @@
 import hashlib
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from torch.nn.functional import linear, normalize, scaled_dot_product_attention
 from . import pocket
 from .devices import best_device, in_parts, tower_precision
 from .errors import one_line
-from .files import file_hash, located, tensor_hash
-from .naming import prompts
+from .files import file_hash, located, parsed, tensor_hash
+from .naming import as_words, prompts
 from .values import as_texts
 
 CONTENT = "#sha256="  # in a checkpoint's tag, between its path and the hash of what it held
@@ -364,13 +364,16 @@ def _whole(name: str, tag: str | None, precision: str):
 @torch.no_grad()
 def classifier_weights(backbone: Backbone, classnames: Sequence[str],
                        templates: Sequence[str] = ("a photo of a {}.",), *,
-                       normalize_each: bool = True) -> Tensor:
+                       normalize_each: bool = True,
+                       descriptions: Mapping[str, Sequence[str]] | None = None) -> Tensor:
     """Zero-shot classifier weights W [C, D], unit length, on the CPU: text features averaged over
     the templates.
 
     Underscores in class names are read as spaces. One name or one template may be given alone.
     normalize_each: bring every template's feature to unit length before averaging, as CLIP's own
     ensembles do; False averages the raw features.
+    descriptions: {class name: sentences} that are averaged along with the templates, a sentence
+    like a template (CuPL, arXiv 2209.03320); a class may have none.
     Raises ValueError for no or blank names and templates, and for a template without {}.
     """
     classnames, templates = as_texts(classnames, "classnames"), as_texts(templates, "templates")
@@ -381,6 +384,39 @@ def classifier_weights(backbone: Backbone, classnames: Sequence[str],
     features = backbone.encode_text([text for template in templates
                                      for text in prompts(classnames, template)])
     features = features.reshape(len(templates), len(classnames), -1)  # [templates, C, D]
-    if normalize_each:
-        features = normalize(features, dim=-1)
-    return normalize(features.mean(0), dim=-1)
+    unit = partial(normalize, dim=-1) if normalize_each else (lambda rows: rows)
+    features = unit(features)
+    if not descriptions:
+        return normalize(features.mean(0), dim=-1)
+    sums, counts = features.sum(0), torch.full((len(classnames), 1), float(len(templates)))
+    for row, name in enumerate(classnames):
+        if sentences := list(descriptions.get(name, ())):
+            sums[row] += unit(backbone.encode_text(sentences)).sum(0)
+            counts[row] += len(sentences)
+    return normalize(sums / counts, dim=-1)
+
+
+def read_descriptions(path: str | Path, classnames: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The sentences of a JSON file {"class name": ["a sentence", …], …}, by class; underscores in
+    names are spaces. A class may be left out.
+
+    Raises ValueError, one sentence, for a file of another form, and a name that is no class.
+    """
+    path = located(path)
+    try:
+        given = parsed(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({one_line(error)}); write {{\"class name\": [\"a "
+                         "sentence\", …], …}.") from error
+    fine = isinstance(given, dict) and all(
+        isinstance(texts, list) and texts and all(isinstance(text, str) and text.strip()
+                                                  for text in texts) for texts in given.values())
+    if not fine or not given:
+        raise ValueError(f"{path} must hold {{\"class name\": [\"a sentence\", …], …}}, one sentence "
+                         "at least for each class that it names.")
+    known = {as_words(name): name for name in classnames}
+    if unknown := [name for name in given if as_words(name) not in known]:
+        raise ValueError(f"{path} describes '{unknown[0]}', which is no class here (there: "
+                         f"{', '.join(list(known)[:5])}{' …' if len(known) > 5 else ''}); name "
+                         "classes as the bank does.")
+    return {known[as_words(name)]: tuple(texts) for name, texts in given.items()}

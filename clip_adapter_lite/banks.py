@@ -8,7 +8,7 @@ half precision; normalising is the method's business.
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from shlex import quote
@@ -17,18 +17,19 @@ import torch
 from torch import Tensor
 
 from . import datasets
-from .backbones import Backbone, folder_of, load_backbone
+from .backbones import Backbone, folder_of, load_backbone, read_descriptions
 from .building import build
 from .datasets import ImageDataset
 from .datasets.course import COURSE
 from .episodes import TEXT, Episode, check_text
 from .errors import BankError, one_line
 from .files import BUNDLED, cache_folder, located, may_write, parsed, tensor_hash, write_tensors
-from .splits import SPLITS, Split, drawn
+from .splits import SPLITS, Split, drawn, halves
 from .values import as_json, as_scale, as_tensor, shown, whole_number
 
 # what a file says beside `meta`
 NAMED = ("dataset", "backbone", "classnames", "templates", "logit_scale", "hash")
+PICTURES = "pictures"  # and the names of its pictures, where they are known
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -71,7 +72,7 @@ class FeatureBank:
         if set(self.splits) != set(SPLITS):
             raise BankError(f"{self.dataset}: splits must be exactly {', '.join(SPLITS)} (an empty "
                             f"one has shape [0, D]); got {', '.join(sorted(self.splits))}.")
-        if taken := set(NAMED) & set(self.meta):
+        if taken := {*NAMED, PICTURES} & set(self.meta):
             raise BankError(f"{self.dataset}: meta must not hold {', '.join(sorted(taken))}, which "
                             "the bank records itself; use another key.")
         for name, split in self.splits.items():
@@ -113,26 +114,56 @@ class FeatureBank:
                             f"training images, fewer than the {shots} shots asked for; use shots "
                             f"up to {counts[least]}, or allow_fewer=True (--allow-fewer).")
 
-    def episode(self, shots: int, seed: int = 1, *, allow_fewer: bool = False) -> Episode:
+    def episode(self, shots: int | str, seed: int = 1, *, allow_fewer: bool = False) -> Episode:
         """Draw `shots` training images a class, min(shots, 4) validation images a class, and the
         whole test split.
 
         The draw depends on (seed, class, index) alone, and the images of fewer shots are among
         those of more.
+        shots: "all" takes every training and every validation image, however many a class has; the
+        episode's `shots` is then their mean over classes, rounded.
         allow_fewer: take what exists of a class that has too few, instead of raising BankError.
         """
-        shots, seed = whole_number(shots, "shots"), whole_number(seed, "seed")
-        if shots < 1 or not allow_fewer:
-            self.check_shots(shots)
-        wanted = min(shots, 4)
+        seed = whole_number(seed, "seed")
+        if isinstance(shots, str) and shots != "all":
+            raise BankError(f"shots must be a whole number or 'all'; got {shown(shots)}.")
+        if shots == "all":
+            self.check_shots(1)
+            many = {name: max(self._counts(name)) for name in ("train", "val")}
+            shots = max(1, round(len(self.splits["train"]) / len(self.classnames)))
+            wanted = 0  # so that none falls short
+        else:
+            shots = whole_number(shots, "shots")
+            if shots < 1 or not allow_fewer:
+                self.check_shots(shots)
+            wanted = min(shots, 4)
+            many = {"train": shots, "val": wanted}
         return Episode(
-            support=self._draw("train", shots, seed), val=self._draw("val", wanted, seed),
+            support=self._draw("train", many["train"], seed), val=self._draw("val", many["val"], seed),
             test=self.splits["test"].to(torch.float32), text_features=self.text_features.float(),
             classnames=self.classnames, logit_scale=self.logit_scale, templates=self.templates,
             dataset=self.dataset,
             backbone_name=self.backbone, backbone_tag=self.meta.get("weights_tag", ""),
             preprocessing=self.meta.get("preprocessing", {}), shots=shots, seed=seed,
             shortfall=tuple(max(0, wanted - n) for n in self._counts("val")))
+
+    def hold_out(self, seed: int = 1) -> tuple["FeatureBank", Split]:
+        """The bank with half of its validation images, and the other half, which then nothing
+        selects on: what `cal.calibrate` takes.
+
+        Halved class by class, by the hash of (seed, class, index), so both are drawn as the whole
+        was; of an odd number the bank keeps one more.
+        Raises BankError if no class has two validation images.
+        """
+        val = self.splits["val"]
+        kept, held = (torch.tensor(rows, dtype=torch.long) for rows in
+                      halves(val.labels.tolist(), len(self.classnames), whole_number(seed, "seed")))
+        if not len(held):
+            raise BankError(f"{self.dataset} has {len(val)} validation images and no class with two, "
+                            "so none can be held out to calibrate on; add pictures (a folder val, or "
+                            "at least 10 a class that are split by rule) and build the bank again.")
+        bank = replace(self, splits=self.splits | {"val": val.take(kept)})
+        return bank, val.take(held).to(torch.float32)
 
     def _draw(self, name: str, per_class: int, seed: int) -> Split:
         split = self.splits[name]
@@ -164,6 +195,8 @@ class FeatureBank:
         description = {"dataset": self.dataset, "backbone": self.backbone,
                        "classnames": self.classnames, "templates": self.templates,
                        "logit_scale": self.logit_scale, "hash": self.hash, **self.meta}
+        if pictures := {name: split.names for name, split in self.splits.items() if split.names}:
+            description[PICTURES] = pictures
         return write_tensors(self.tensors(), path,
                              {"bank": json.dumps(description, sort_keys=True, default=as_json)},
                              force=force)
@@ -204,7 +237,9 @@ class FeatureBank:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}
             keys = {k: about.pop(k) for k in NAMED}
             recorded = keys.pop("hash")
-            splits = {s: Split(tensors[f"{s}.features"], tensors[f"{s}.labels"]) for s in SPLITS}
+            called = about.pop(PICTURES, {})
+            splits = {s: Split(tensors[f"{s}.features"], tensors[f"{s}.labels"], called.get(s, ()))
+                      for s in SPLITS}
             text = tensors["text_features"]
             if tensor_hash(tensors) != recorded:
                 changed = (f"{path}: the tensors do not match the recorded hash {recorded[:12]}…, so "
@@ -222,6 +257,7 @@ def build_bank(dataset: ImageDataset | str, backbone: str | Backbone = "pocket",
                tag: str | None = None, out: str | Path | None = None, force: bool = False,
                views: int = 1, preprocess: str = "clip",
                templates: str | Sequence[str] | None = None, normalize_each: bool = True,
+               descriptions: str | Path | None = None,
                batch: int = 64, workers: int | None = None, skip_unreadable: bool = False,
                seed: int = 1, progress: bool = True) -> FeatureBank:
     """The feature bank of a dataset (an `ImageDataset`, or a name for `load_dataset`) under a
@@ -241,6 +277,8 @@ def build_bank(dataset: ImageDataset | str, backbone: str | Backbone = "pocket",
     templates: prompts with {} for the class name, or sets of them by name (seven, openai-80); the
         dataset's own by default. Their features are averaged at unit length, or raw with
         normalize_each=False.
+    descriptions: a JSON file {"class name": ["a sentence", …]} of sentences to be averaged along
+        with the templates; see `classifier_weights`.
     batch: pictures at a time, halved where the memory does not suffice. workers: threads that
         decode; one a core.
     skip_unreadable: leave out pictures that cannot be read; `protocol` says how many.
@@ -263,11 +301,12 @@ def build_bank(dataset: ImageDataset | str, backbone: str | Backbone = "pocket",
                             "it again with --force (force=True).")
         may_write(out)
     templates = _prompts(templates or dataset.templates)
+    described = read_descriptions(descriptions, dataset.classnames) if descriptions else None
     backbone = load_backbone(backbone, tag) if isinstance(backbone, str) else backbone
     fields, shards = build(dataset, backbone, templates, out=out, force=force, views=views,
                            style=preprocess, normalize_each=normalize_each, batch=batch,
                            workers=workers, seed=seed, skip_unreadable=skip_unreadable,
-                           progress=progress)
+                           progress=progress, descriptions=described)
     bank = FeatureBank(**fields)
     if shards:
         shards.put(lambda: bank.save(out, force=force))

@@ -32,8 +32,9 @@ class _Part:
     be read.
     """
 
-    def __init__(self, encoder: Encoder, name: str, items: Sequence, batch: int):
-        self.encoder, self.name = encoder, name
+    def __init__(self, encoder: Encoder, name: str, items: Sequence, batch: int,
+                 names: Sequence[str] = ()):
+        self.encoder, self.name, self.names = encoder, name, names
         self.pictures, self.labels = [picture for picture, _ in items], [label for _, label in items]
         self.features = torch.zeros(encoder.views, len(items), encoder.backbone.width,
                                     dtype=torch.float16)
@@ -88,7 +89,22 @@ class _Part:
         rows = torch.tensor([row for row in range(len(self.labels)) if row not in self.unreadable],
                             dtype=torch.long)
         features = self.features if self.encoder.views > 1 else self.features[0]
-        return Split(features, torch.tensor(self.labels, dtype=torch.long)).take(rows)
+        return Split(features, torch.tensor(self.labels, dtype=torch.long), self.names).take(rows)
+
+
+def _names(dataset: ImageDataset) -> dict[str, tuple[str, ...]]:
+    """What the pictures to be validated and judged on are called: their paths below the folder that
+    all of them share. Reports name them; of training pictures, which may be a million, none is kept.
+    """
+    paths = {name: [picture for picture, _ in dataset.splits[name]] for name in SPLITS}
+    every = [path for found in paths.values() for path in found]
+    names: dict[str, tuple[str, ...]] = dict.fromkeys(SPLITS, ())
+    if every and all(isinstance(path, (str, os.PathLike)) for path in every):
+        above = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in every])
+        for name in ("val", "test"):
+            names[name] = tuple(Path(os.path.relpath(path, above)).as_posix().encode(
+                errors="surrogateescape").decode(errors="replace") for path in paths[name])
+    return names
 
 
 def _identity(item) -> str:
@@ -112,16 +128,18 @@ def _unreadable_because(item, plain: bool) -> str:
 
 def build(dataset: ImageDataset, backbone: Backbone, templates: Sequence[str], *,
           out: str | Path | None, force: bool, views: int, style: str, normalize_each: bool,
-          batch: int, workers: int, seed: int, skip_unreadable: bool,
-          progress: bool) -> tuple[dict, Shards | None]:
+          batch: int, workers: int, seed: int, skip_unreadable: bool, progress: bool,
+          descriptions: dict[str, Sequence[str]] | None = None) -> tuple[dict, Shards | None]:
     """The fields of a `FeatureBank` of the dataset, and the shards to remove once it is saved: see
     `build_bank`.
     """
     encoders = {name: Encoder(backbone, style, views if name == "train" else 1, seed, dataset.plain)
                 for name in SPLITS}
-    text = classifier_weights(backbone, dataset.classnames, templates, normalize_each=normalize_each)
+    text = classifier_weights(backbone, dataset.classnames, templates, normalize_each=normalize_each,
+                              descriptions=descriptions)
     _warn_of_equal_words(dataset, text)
-    parts = [_Part(encoders[name], name, dataset.splits[name], batch) for name in SPLITS]
+    names = _names(dataset)
+    parts = [_Part(encoders[name], name, dataset.splits[name], batch, names[name]) for name in SPLITS]
     shards = Shards(Path(f"{out}.parts"), _job(dataset, encoders["train"], batch),
                     force) if out else None
     if shards:
@@ -148,6 +166,8 @@ def build(dataset: ImageDataset, backbone: Backbone, templates: Sequence[str], *
         meta["views"] = {"count": views, "first": "plain",
                          "others": "random resized crop, mirrored half of the time",
                          "area": list(STYLES[style]), "seed": seed}
+    if descriptions:
+        meta["descriptions"] = {name: list(texts) for name, texts in descriptions.items()}
     fields = {"dataset": dataset.name, "backbone": backbone.name, "classnames": dataset.classnames,
               "templates": templates, "text_features": text, "logit_scale": backbone.logit_scale,
               "meta": meta, "splits": {part.name: part.split() for part in parts}}

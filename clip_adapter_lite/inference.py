@@ -9,6 +9,7 @@ from shlex import quote
 from torch import Tensor
 
 from .backbones import Backbone, agree
+from .calibration import Calibration
 from .encoding import STYLES, encode, preprocessing
 from .errors import one_line
 from .files import located, may_write_tensors, tensor_hash, write_tensors
@@ -17,6 +18,7 @@ from .methods.zero_shot import ZeroShotHead
 from .values import shown, whole_number
 
 KEY = "classifier"  # of a file's metadata
+CALIBRATION = "calibration."  # before the names of its tensors
 FACTS = ("val_accuracy", "alpha", "beta", "steps", "seconds", "parameters", "origin")
 
 
@@ -31,6 +33,9 @@ def save_classifier(classifier: Classifier, path: str | Path) -> Path:
              "options": classifier.head.options, "classnames": classifier.classnames,
              **{fact: getattr(classifier, fact) for fact in FACTS}}
     state = {name: tensor.cpu().contiguous() for name, tensor in classifier.head.state_dict().items()}
+    if classifier.calibration is not None:
+        tensors, about["calibration"] = classifier.calibration.to_file()
+        state |= {f"{CALIBRATION}{name}": tensor for name, tensor in tensors.items()}
     about["hash"] = tensor_hash(state)
     return write_tensors(state, path, {KEY: json.dumps(about, sort_keys=True)})
 
@@ -58,6 +63,11 @@ def load_classifier(path: str | Path) -> Classifier:
             state = {name: file.get_tensor(name).clone() for name in file.keys()}
         if about["hash"] != tensor_hash(state):
             raise ValueError("its tensors do not match the recorded hash")
+        calibration = None
+        if "calibration" in about:
+            tensors = {name.removeprefix(CALIBRATION): state.pop(name) for name in list(state)
+                       if name.startswith(CALIBRATION)}
+            calibration = Calibration.from_file(tensors, about["calibration"])
         method_class = METHODS[about["method"]]
         method = method_class(**{k: tuple(v) if isinstance(v, list) else v
                                  for k, v in about["settings"].items()})
@@ -71,7 +81,7 @@ def load_classifier(path: str | Path) -> Classifier:
                          f"({type(error).__name__}: {one_line(error)}); fit and save it "
                          "again.") from error
     return Classifier(head=head.requires_grad_(False).eval(), classnames=classnames, method=method,
-                      **facts)
+                      calibration=calibration, **facts)
 
 
 def zero_shot(weights: Tensor, classnames: Sequence[str], backbone: Backbone) -> Classifier:
@@ -81,8 +91,34 @@ def zero_shot(weights: Tensor, classnames: Sequence[str], backbone: Backbone) ->
                       origin={"backbone": backbone.name, "weights_tag": backbone.tag})
 
 
-def predict(classifier: Classifier, backbone: Backbone, images,
-            top: int = 5) -> list[list[tuple[str, float]]]:
+class Prediction(list):
+    """The class names and probabilities of one picture, best first: [(name, probability), …].
+
+    rejected: whether it is none of the classes, by a calibrated threshold. names: the classes of
+    its prediction set, best first; None if no coverage was calibrated.
+    """
+
+    def __init__(self, best, rejected: bool = False, names: tuple[str, ...] | None = None):
+        super().__init__(best)
+        self.rejected, self.names = rejected, names
+
+
+def predictions_of(classifier: Classifier, features: Tensor, top: int) -> list[Prediction]:
+    """A `Prediction` for each row of features [N, D]."""
+    names, chances = classifier.classnames, classifier.probabilities(features)
+    order = chances.argsort(dim=1, descending=True, stable=True)
+    rejected, sets = classifier.rejected(features).tolist(), [None] * len(features)
+    if classifier.calibration is not None and classifier.calibration.limits is not None:
+        inside = classifier.prediction_sets(features).gather(1, order).tolist()
+        sets = [tuple(names[c] for c, held in zip(row, rows) if held)
+                for row, rows in zip(order.tolist(), inside)]
+    order = order[:, :top]
+    return [Prediction([(names[c], p) for c, p in zip(row, found)], no, members)
+            for row, found, no, members in zip(order.tolist(), chances.gather(1, order).tolist(),
+                                               rejected, sets)]
+
+
+def predict(classifier: Classifier, backbone: Backbone, images, top: int = 5) -> list[Prediction]:
     """The `top` class names and probabilities, best first, of each picture, or of one alone.
 
     A picture is a path, a PIL image, or bytes [H, W, 3], and is read as viewers show it. It is
@@ -96,11 +132,17 @@ def predict(classifier: Classifier, backbone: Backbone, images,
     if isinstance(images, (str, os.PathLike)) or hasattr(images,
                                                          "convert") or getattr(images, "ndim", 4) < 4:
         images = [images]
-    if (top := whole_number(top, "top")) < 1:
-        raise ValueError(f"top must be at least 1; got {top}.")
     if not isinstance(images, Iterable):
         raise ValueError(f"images must be a list of pictures (paths, PIL images or arrays), or one; "
                          f"got {shown(images)}.")
+    style = style_for(classifier, backbone, top)
+    return predictions_of(classifier, encode(backbone, list(images), style=style), top)
+
+
+def style_for(classifier: Classifier, backbone: Backbone, top: int = 1) -> str:
+    """How pictures are preprocessed for a classifier. Raises ValueError as `predict` does."""
+    if whole_number(top, "top") < 1:
+        raise ValueError(f"top must be at least 1; got {top}.")
     fitted = classifier.origin
     style = next((s for s in STYLES if preprocessing(backbone, s) == fitted.get("preprocessing")),
                  "clip")
@@ -111,7 +153,4 @@ def predict(classifier: Classifier, backbone: Backbone, images,
             raise ValueError("This classifier was fitted on features with "
                              f"{what.replace('_', ' ')} {fitted[what]!r} but the backbone given "
                              f"has {value!r}; load the one it was fitted on.")
-    probabilities = classifier.probabilities(encode(backbone, list(images), style=style))
-    best = probabilities.topk(min(top, len(classifier.classnames)), dim=1)
-    return [[(classifier.classnames[i], p) for i, p in zip(row, chances)]
-            for row, chances in zip(best.indices.tolist(), best.values.tolist())]
+    return style

@@ -21,10 +21,12 @@ class Split:
 
     features: [N, D] float, un-normalised; or [V, N, D] with V augmented views of each image.
     labels: [N] integers, the index of each image's class.
+    names: what each picture is called, by its path under the dataset's folder; empty if not known.
     Raises BankError for other shapes, and for labels that are words, truth values or floating point.
     """
     features: Tensor
     labels: Tensor
+    names: tuple[str, ...] = ()
 
     def __post_init__(self):
         must = "A split's features must be floating point of shape [N, D] or [V, N, D]"
@@ -36,6 +38,10 @@ class Split:
         object.__setattr__(self, "features", features)
         object.__setattr__(self, "labels", as_labels(self.labels, features.shape[-2],
                                                      "A split's labels"))
+        object.__setattr__(self, "names", tuple(map(str, self.names)))
+        if self.names and len(self.names) != len(self.labels):
+            raise BankError(f"A split's names must be one for each of its {len(self.labels)} images; "
+                            f"got {len(self.names)}; give all of them, or none.")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -53,14 +59,28 @@ class Split:
 
     def take(self, rows: Tensor) -> "Split":
         """The images at `rows`, in that order, with all their views."""
-        return Split(self.features[..., rows, :], self.labels[rows])
+        names = self.names
+        if names:
+            chosen = torch.arange(len(self))[rows.cpu() if isinstance(rows, Tensor) else rows]
+            names = tuple(names[row] for row in chosen.tolist())
+        return Split(self.features[..., rows, :], self.labels[rows], names)
+
+    @classmethod
+    def joined(cls, parts: Sequence["Split"]) -> "Split":
+        """The images of several splits in turn; one with fewer views repeats its first."""
+        views = max(part.views for part in parts)
+        rows = [part.features if part.views == views
+                else part.view().expand(views, *part.view().shape) for part in parts]
+        names = [name for part in parts for name in part.names]
+        labels = torch.cat([part.labels for part in parts])
+        return cls(torch.cat(rows, dim=-2), labels, names if len(names) == len(labels) else ())
 
     def to(self, *args) -> "Split":
         """The split with its features on another device or in another dtype (arguments of
         `Tensor.to`).
         """
         features = self.features.to(*args)
-        return Split(features, self.labels.to(features.device))
+        return Split(features, self.labels.to(features.device), self.names)
 
     def check(self, name: str, width: int, classes: int) -> None:
         """Raise BankError unless features are [.., width], finite and non-zero, and labels are in 0
@@ -105,6 +125,21 @@ def drawn(labels: Sequence[int], classes: int, per_class: int, seed: int) -> lis
     for row, label in enumerate(labels):
         rows[label].append(row)
     return [row for label, own in enumerate(rows) for row in rank(seed, label, own)[:per_class]]
+
+
+def halves(labels: Sequence[int], classes: int, seed: int) -> tuple[list[int], list[int]]:
+    """Two halves of the rows, class by class in the order of `rank`; of an odd number the first has
+    one more.
+    """
+    own: list[list[int]] = [[] for _ in range(classes)]
+    for row, label in enumerate(labels):
+        own[label].append(row)
+    parts: tuple[list[int], list[int]] = [], []
+    for label, rows in enumerate(own):
+        order, middle = rank(seed, label, rows), -(-len(rows) // 2)
+        parts[0].extend(order[:middle])
+        parts[1].extend(order[middle:])
+    return sorted(parts[0]), sorted(parts[1])
 
 
 def share_right(logits: Tensor, labels: Tensor) -> float:

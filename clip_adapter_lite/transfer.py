@@ -2,7 +2,7 @@
 ones by their names.
 """
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -35,7 +35,8 @@ def transfer(classifier: Classifier, bank: FeatureBank, *,
     the same adapters or learned context, as in CoCoOp's base-to-new test (arXiv 2203.05557, section
     4.1); for methods that classify by words.
 
-    What the fit found out (alpha, val_accuracy, seconds …) stays as it was. Raises ValueError if
+    What the fit found out (alpha, val_accuracy, seconds …) stays as it was; a calibration, which
+    holds for the old pictures and classes alone, is left behind. Raises ValueError if
     the features are another backbone's, weights', width's or preprocessing's, for a class that is
     unknown or ambiguous, and for new classes of a method that knows its classes from images (linear
     probe, Tip-Adapter, CoOp with class-specific context).
@@ -54,7 +55,7 @@ def transfer(classifier: Classifier, bank: FeatureBank, *,
         columns = _columns(classifier.classnames, bank, mapping or {})
         same = columns == list(range(len(classifier.classnames)))
         head = classifier.head if same else Columns(classifier.head, columns)
-    return replace(classifier, head=head, classnames=bank.classnames,
+    return replace(classifier, head=head, classnames=bank.classnames, calibration=None,
                    origin=classifier.origin | {"transferred_to": bank.dataset})
 
 
@@ -99,18 +100,27 @@ def base_and_new(bank: FeatureBank) -> tuple[FeatureBank, FeatureBank]:
         raise BankError(f"{bank.dataset} has {classes} class, which cannot be halved; base and new "
                         "need at least two.")
     middle = -(-classes // 2)
-    return _part(bank, 0, middle, "base"), _part(bank, middle, classes, "new")
+    return subset(bank, range(middle), "base"), subset(bank, range(middle, classes), "new")
 
 
-def _part(bank: FeatureBank, start: int, stop: int, name: str) -> FeatureBank:
+def subset(bank: FeatureBank, classes: Sequence[int], name: str) -> FeatureBank:
+    """The bank of some classes, by their labels, in the order given; labels start at 0 again.
+
+    name: what the bank's name and protocol say of them.
+    """
+    place = torch.full((len(bank.classnames),), -1)
+    place[list(classes)] = torch.arange(len(classes))
     splits = {}
     for which, split in bank.splits.items():
-        kept = split.take(((split.labels >= start) & (split.labels < stop)).nonzero().squeeze(1))
-        splits[which] = Split(kept.features, kept.labels - start)
-    protocol = (f"{bank.meta.get('protocol', '')}; {name}: classes {start + 1} to {stop} of "
-                f"{len(bank.classnames)}")
-    return replace(bank, dataset=f"{bank.dataset}-{name}", classnames=bank.classnames[start:stop],
-                   text_features=bank.text_features[start:stop], splits=splits,
+        kept = split.take((place[split.labels] >= 0).nonzero().squeeze(1))
+        splits[which] = replace(kept, labels=place[kept.labels])
+    called = f"{len(classes)} of {len(bank.classnames)} classes"
+    if list(classes) == list(range(classes[0], classes[-1] + 1)):
+        called = f"classes {classes[0] + 1} to {classes[-1] + 1} of {len(bank.classnames)}"
+    protocol = f"{bank.meta.get('protocol', '')}; {name}: {called}"
+    return replace(bank, dataset=f"{bank.dataset}-{name}",
+                   classnames=tuple(bank.classnames[c] for c in classes),
+                   text_features=bank.text_features[list(classes)], splits=splits,
                    meta=bank.meta | {"protocol": protocol.removeprefix("; ")})
 
 

@@ -302,3 +302,34 @@ def manifold_explorer(panels, labels, classnames, backbone: str | None = None) -
     stages_or_all = [every, *stages] if len(stages) > 1 else stages
     return Explorer(draw, stage=_choice("Stage", stages_or_all),
                     perplexity=_choice("Perplexity", perplexities), seed=_choice("Seed", seeds))
+
+
+def rejection_explorer(found) -> Explorer:
+    """Move the threshold over the scores of an `OpenSet`, as `cal.open_set` gives it:
+    `plots.rejection`.
+    """
+    low, high = (round(float(edge), 2) for edge in (found.unknown.min(), found.known.max()))
+    slider = ipywidgets.FloatSlider(value=round(found.threshold, 2), min=min(low, found.threshold),
+                                    max=high, step=round((high - low) / 100, 3) or 0.01,
+                                    **_look("Threshold", "420px", continuous_update=False))
+    return Explorer(lambda threshold: plots.rejection(found, threshold), threshold=slider)
+
+
+def sets_explorer(classifier, held_out, test) -> Explorer:
+    """Promise a coverage, on average or in each class, and see the sets of test images:
+    `plots.set_sizes`.
+
+    held_out: images that calibrate, as `FeatureBank.hold_out` gives them.
+    """
+    from .calibration import calibrate
+    features = test.view()
+
+    def draw(coverage: float, class_wise: bool):
+        sure = calibrate(classifier, held_out, scaling="none", coverage=coverage,
+                         class_wise=class_wise)
+        return plots.set_sizes(sure.prediction_sets(features), test.labels, coverage,
+                               classifier.origin.get("backbone"))
+
+    promised = [(f"{share} %", share / 100) for share in (50, 60, 70, 80, 85, 90, 95, 99)]
+    return Explorer(draw, coverage=_slider("Promised coverage", promised, 0.9),
+                    class_wise=_box("In each class", False))

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,8 +23,11 @@ OPTIONS = {
     "banks": ["--backbone"], "info": [],
     "compare": ["--banks", "--methods", "--shots", "--seeds", "--backbone", "--out", "--resume", "--jobs",
                 "--engine", "--address", "--allow-fewer", "--shots-only"],
-    "fit": ["--bank", "--out", "--method", "--shots", "--seed", "--backbone", "--allow-fewer"],
-    "predict": ["--classes", "--classifier", "--template", "--top", "--backbone", "--tag"]}
+    "fit": ["--bank", "--out", "--method", "--shots", "--seed", "--backbone", "--allow-fewer", "--scaling",
+            "--none-of-these", "--coverage", "--class-wise", "--all"],
+    "predict": ["--classes", "--classifier", "--template", "--descriptions", "--top", "--out", "--skip-unreadable",
+                "--force", "--batch", "--workers", "--backbone", "--tag"],
+    "export": ["--out", "--head-only", "--tag"]}
 BANKS = ("caltech101", "cifar10", "dtd10", "fashion-mnist", "grocery", "gtsrb", "pacs-art", "pacs-cartoon", "pacs-photo",
          "pacs-sketch", "rsscn7", "sun18")
 
@@ -32,7 +36,7 @@ BANKS = ("caltech101", "cifar10", "dtd10", "fashion-mnist", "grocery", "gtsrb", 
 def wide(monkeypatch):
     """A terminal that breaks no line."""
     wide = Console(width=250)
-    for part in (cli.banks, cli.studies, cli.inference):
+    for part in (cli.banks, cli.studies, cli.fitting, cli.inference):
         monkeypatch.setattr(part, "console", wide)
 
 
@@ -279,6 +283,50 @@ def test_fit_then_predict(run, tmp_path, boot):
     assert max(chances, key=chances.get) == next(iter(chances)) == name
     assert text.count(" %  ") == 20 and "tip-adapter)" in text
     assert len(named(run("predict", path, "--classifier", file, "--top", "2"))) == 2
+
+
+def test_fit_reports_calibrates_and_fits_again(run, tmp_path):
+    file = tmp_path / "d.safetensors"
+    words = ["fit", "--bank", "caltech101", "--method", "clip-adapter(alpha=0.3,steps=5)", "--shots", "2", "--out", file,
+             "--scaling", "temperature", "--none-of-these", "0.1", "--coverage", "0.9"]
+    text = " ".join(run(*words).split())
+    bank, held_out = cal.FeatureBank.load("caltech101").hold_out()
+    episode = bank.episode(2)
+    fitted = cal.CLIPAdapter(alpha=0.3, steps=5, device="cpu").fit(episode)
+    report = cal.report(fitted, episode.test)
+    before = cal.report(cal.ZeroShot().fit(episode), episode.test)
+    assert (f"all images alike │ 2465 │ {100 * before.accuracy:.1f} │ {100 * report.accuracy:.1f} │ │ all classes alike │ "
+            f"2465 │ {100 * before.balanced_accuracy:.1f} │ {100 * report.balanced_accuracy:.1f}") in text
+    worst = report.worst(1).iloc[0]
+    assert f"{worst['true']} taken for {worst['predicted']}: {worst['count']} (" in text and worst["pictures"][0] in text
+    with (tmp_path / "d.confusion.csv").open(encoding="utf-8") as matrix:
+        assert sum(int(cell) for row in list(csv.reader(matrix))[1:] for cell in row[1:]) == 2465
+    assert (tmp_path / "d.confusion.png").is_file()
+    kept = cal.load_classifier(file)
+    sure = cal.calibrate(fitted, held_out, false_reject=0.1, coverage=0.9).calibration
+    assert kept.calibration.threshold == sure.threshold and torch.equal(kept.calibration.limits, sure.limits)
+    assert f"({len(held_out)} held-out validation images, which selected nothing)" in text
+    assert f"none of these is on: highest logits below {sure.threshold:.2f}" in text.lower() and "AUROC 0." in text
+
+    text = " ".join(run(*words[:6], "all", "--out", file, "--all").split())  # over its own files
+    total = sum(len(split) for split in cal.FeatureBank.load("caltech101").splits.values())
+    assert f"to {total} labelled pictures (training, validation and test), which are all" in text
+    assert "the refit itself is unmeasured" in text and cal.load_classifier(file).calibration is None
+
+
+def test_a_folder_to_a_table_and_an_export(run, fails, tmp_path, boot):
+    file, out = tmp_path / "c.safetensors", tmp_path / "t.csv"
+    run("fit", "--bank", "fashion-mnist", "--method", "zero-shot", "--shots", "1", "--out", file, "--none-of-these", "0.2")
+    (tmp_path / "few").mkdir()
+    (tmp_path / "few" / "boot.png").write_bytes(Path(boot[0]).read_bytes())
+    text = " ".join(run("predict", tmp_path / "few", "--classifier", file, "--out", out, "--top", "1").split())
+    assert f"Wrote {out}: 1 picture." in text and "none of these is on, for at most 20 %" in text
+    assert rows_of(out)[0]["file"] == str(tmp_path / "few" / "boot.png")
+    assert "is there already" in fails("predict", tmp_path / "few", "--classifier", file, "--out", out)
+    (tmp_path / "none").mkdir()
+    assert "holds no pictures" in fails("predict", tmp_path / "none", "--classifier", file, "--out", tmp_path / "n.csv")
+    text = run("export", file, "--out", tmp_path / "c.pt2", "--head-only")
+    assert "features [N, 512]" in text and (tmp_path / "c.pt2").is_file()
 
 
 def test_predict_zero_shot_with_several_templates(run, boot):

@@ -16,8 +16,8 @@ from clip_adapter_lite import FeatureBank, banks, building, cli, datasets
 
 OPTIONS = {
     "datasets": ["root"],
-    "build": ["dataset", "root", "backbone", "tag", "out", "views", "preprocess", "template", "raw-average", "download",
-              "allow-missing", "skip-unreadable", "cap-train", "cap-val", "seed", "batch", "workers", "force"],
+    "build": ["dataset", "root", "backbone", "tag", "out", "views", "preprocess", "template", "descriptions", "raw-average",
+              "download", "allow-missing", "skip-unreadable", "cap-train", "cap-val", "seed", "batch", "workers", "force"],
     "push": ["backbone", "force"], "pull": ["sha256", "name", "force"]}
 
 

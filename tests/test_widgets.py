@@ -294,3 +294,21 @@ def test_notebooks_and_readme_say_what_a_live_training_takes():
         assert f"{steps} steps at four times the library's rate" in words
     readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
     assert f"Widgets that train live take {steps} steps at {1000 * rate:g}e-3." in readme
+
+
+def test_the_threshold_and_the_coverage_of_a_classifier_at_work_follow_their_sliders(toy_bank):
+    from clip_adapter_lite import calibrate, open_set
+    found = open_set(toy_bank(classes=8, val=30, test=20, noise=3.0), ZeroShot(), 4, false_reject=0.1)
+    widget = widgets.rejection_explorer(found)
+    widget.controls["threshold"].value = high = float(found.known.max())
+    share = 100 * (found.unknown < widget.controls["threshold"].value).double().mean().item()
+    assert widget.controls["threshold"].value == pytest.approx(high, abs=0.1) and f": {share:.1f} % rejected" in page(widget)
+
+    bank, held_out = toy_bank(val=60, test=40, noise=4.0).hold_out()
+    fitted, test = ZeroShot().fit(bank.episode(2)), bank.episode(2).test
+    widget = widgets.sets_explorer(fitted, held_out, test)
+    widget.controls["coverage"].value = 0.8
+    widget.controls["class_wise"].value = True
+    sets = calibrate(fitted, held_out, coverage=0.8, class_wise=True).prediction_sets(test.view())
+    held = 100 * sets.gather(1, test.labels[:, None]).double().mean().item()
+    assert f"promised 80 %, found {held:.1f} %; mean size {sets.sum(1).double().mean():.2f}" in page(widget)

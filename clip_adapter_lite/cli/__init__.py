@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 
 # their commands enter the application
-from . import banks, datasets, inference, reproduce, studies  # noqa: F401
+from . import banks, datasets, fitting, inference, reproduce, studies  # noqa: F401
 from .app import app
 
 

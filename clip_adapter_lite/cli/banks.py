@@ -66,6 +66,9 @@ def build(
     template: Annotated[list[str] | None, typer.Option(
         help="Prompt(s) with {} for the class name, or a set: seven, openai-80.",
         show_default="the dataset's")] = None,
+    descriptions: Annotated[Path | None, typer.Option(
+        help="A JSON of sentences, {\"class name\": [\"a sentence\", …]}, averaged along with the "
+             "prompts.")] = None,
     raw_average: Annotated[bool, typer.Option("--raw-average",
                                               help="Average prompts without unit length.")] = False,
     download: Annotated[bool, typer.Option("--download",
@@ -105,7 +108,8 @@ def build(
     try:
         bank = build_bank(loaded, backbone, tag=tag, out=out, force=force, views=views,
                           preprocess=preprocess, templates=template, normalize_each=not raw_average,
-                          batch=batch, workers=workers, skip_unreadable=skip_unreadable, seed=seed)
+                          descriptions=descriptions, batch=batch, workers=workers,
+                          skip_unreadable=skip_unreadable, seed=seed)
     except KeyboardInterrupt:
         told(f"\nStopped. What is finished is kept in {out}.parts: the same command goes on from "
              "there.")

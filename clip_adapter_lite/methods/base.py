@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize, softmax
 
+from ..calibration import Calibration
 from ..devices import best_device, method_dtype
 from ..episodes import Episode
 from ..errors import BankError
@@ -85,6 +86,7 @@ class Classifier:
     steps (of the optimiser, in the run that was kept), seconds (the whole fit, searches included),
     parameters (trained ones), details (anything else worth knowing).
     origin: the dataset, shots, seed, templates, backbone, weights tag and preprocessing of the episode.
+    calibration: what `cal.calibrate` learned; None, as `fit` leaves it.
     """
     head: Head
     classnames: tuple[str, ...]
@@ -97,6 +99,7 @@ class Classifier:
     parameters: int = 0
     details: dict[str, Any] = field(default_factory=dict)
     origin: dict[str, Any] = field(default_factory=dict)
+    calibration: Calibration | None = None
 
     @torch.no_grad()
     def logits(self, features: Tensor) -> Tensor:
@@ -122,8 +125,25 @@ class Classifier:
         return features.to(self.head.place).contiguous(), features.device
 
     def probabilities(self, features: Tensor) -> Tensor:
-        """Class probabilities [N, C]: the softmax of the logits."""
-        return softmax(self.logits(features), dim=-1)
+        """Class probabilities [N, C]: the softmax of the logits, scaled if `cal.calibrate` was asked."""
+        logits = self.logits(features)
+        if self.calibration is not None:
+            features = self.brought(features)[0].to(logits)
+            logits = self.calibration.scaled(logits, features)
+        return softmax(logits, dim=-1)
+
+    def rejected(self, features: Tensor) -> Tensor:
+        """Whether each image, [N], is none of the classes: never, unless `cal.calibrate` set a
+        threshold.
+        """
+        return (self.calibration or Calibration()).rejected(self.logits(features))
+
+    def prediction_sets(self, features: Tensor) -> Tensor:
+        """Whether each class is in each image's set, [N, C] of truth values.
+
+        Raises ValueError if `cal.calibrate` was not asked for a coverage.
+        """
+        return (self.calibration or Calibration()).sets(self.logits(features))
 
     @torch.no_grad()
     def alphas(self, features: Tensor) -> Tensor:
@@ -264,6 +284,17 @@ class Method(ABC):
     def _fit(self, episode: Episode) -> tuple[Head, dict[str, Any]]:
         """The fitted head, and what to tell of it (fields of `Classifier`)."""
 
+    def settled(self, fitted: Classifier) -> "Method":
+        """The method with what a fit of it chose on held-out images as numbers: nothing is left to
+        be chosen.
+
+        A ratio per image (α = Q(f, W)) becomes its mean; numbers are kept to four digits.
+        """
+        found = {"alpha": fitted.alpha, "beta": fitted.beta, "C": fitted.details.get("C")}
+        chosen = {name: float(f"{found[name]:.4g}") for name in found
+                  if isinstance(getattr(self, name, None), str) and found[name] is not None}
+        return replace(self, **chosen)
+
     def reworded(self, head: Head, episode: Episode) -> Head:
         """A fitted head over the classes of `episode`, which it never saw, by their names alone:
         see `cal.transfer`.
@@ -273,6 +304,12 @@ class Method(ABC):
         raise ValueError(f"{self.label} knows only the classes it was fitted on, so not those of "
                          f"{episode.dataset}; fit it there, or use zero-shot, clip-adapter or coop "
                          "with unified context, which go by words.")
+
+
+def class_weights(split: Split, classes: int) -> Tensor:
+    """A weight [C] for each class in the loss, 1 / (its images); 0 for one without images."""
+    counts = torch.bincount(split.labels, minlength=classes).to(split.view())
+    return torch.where(counts > 0, 1 / counts.clamp_min(1), 0)
 
 
 def from_0(value: Any) -> bool:

@@ -22,7 +22,7 @@ from ..splits import Split
 from ..stacking import Task, shape, side_by_side, train_stacked
 from ..training import seeded, train
 from .adapter_head import CLIPAdapterHead
-from .base import Classifier, Method, best_near, need_validation, validation_score
+from .base import Classifier, Method, best_near, class_weights, need_validation, validation_score
 from .ratios import PRIOR, decoupled, held_out_of
 
 LEARNED = ("auto", "learned")  # on held-out images, by a SharedRatio and a RatioNetwork
@@ -47,6 +47,8 @@ class CLIPAdapter(Method):
     final_relu: a second ReLU after W2, as in the official code and not in the paper.
     normalize: "after" the blend (official code) or "before" the adapter and not after (LP++,
         cross-modal adaptation).
+    balanced: weigh the classes alike in the loss, each image by 1 / (images of its class), for
+        supports that have more of some classes; equal numbers make no difference.
     steps, rate, weight_decay: full-batch AdamW with a cosine schedule, in place of 200 epochs of
         minibatches; chosen on the bundled banks' validation parts (README, "Recipes"). The rate is
         divided by the ratio: see `CLIPAdapterHead.groups`.
@@ -61,6 +63,7 @@ class CLIPAdapter(Method):
     reduction: int = 4
     final_relu: bool = False
     normalize: str = "after"
+    balanced: bool = False
     grid: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
     steps: int = 120
     rate: float = 5e-4
@@ -196,17 +199,22 @@ class CLIPAdapter(Method):
         """
         if not head.trains:
             return
-        support = episode.support
-        train(head.groups(self.rate), partial(_loss, head, support, held_out), steps=self.steps,
-              rate=self.rate, weight_decay=self.weight_decay, after_step=after_step,
-              still=support.views == 1)
+        support, classes = episode.support, len(head.weights)
+        weights = [class_weights(split, classes) if self.balanced and split is not None else None
+                   for split in (support, held_out)]
+        train(head.groups(self.rate), partial(_loss, head, support, held_out, weights=weights),
+              steps=self.steps, rate=self.rate, weight_decay=self.weight_decay,
+              after_step=after_step, still=support.views == 1)
 
 
-def _loss(head: CLIPAdapterHead, support: Split, held_out: Split | None, step: int) -> Tensor:
-    """What training minimises, of a head alone and of stacked ones."""
+def _loss(head: CLIPAdapterHead, support: Split, held_out: Split | None, step: int,
+          weights: Sequence[Tensor | None] = (None, None)) -> Tensor:
+    """What training minimises, of a head alone and of stacked ones; weights: of the classes [C], on
+    the support and the held-out images.
+    """
     if held_out is not None:
-        return decoupled(head, support, held_out, step)
-    return cross_entropy(head(support.view(step)), support.labels)
+        return decoupled(head, support, held_out, step, weights)
+    return cross_entropy(head(support.view(step)), support.labels, weights[0])
 
 
 def _train_heads(work: Sequence[tuple[CLIPAdapter, Task]], stacked: bool | None = None) -> None:
@@ -217,7 +225,7 @@ def _train_heads(work: Sequence[tuple[CLIPAdapter, Task]], stacked: bool | None 
     alike: dict[tuple, list[tuple[CLIPAdapter, Task]]] = {}
     for i, (method, task) in enumerate(work):
         key = method.steps, method.rate, method.weight_decay, shape(task, RATIOS)
-        alike.setdefault(key if stacked else i, []).append((method, task))
+        alike.setdefault(key if stacked and not method.balanced else i, []).append((method, task))
     for group in alike.values():
         method, tasks = group[0][0], [task for _, task in group]
         if len(tasks) == 1:

@@ -105,9 +105,10 @@ def held_out_of(episode: Episode) -> tuple[Split, Split, str]:
     return rest, held_out, "a shot of each class, held out" if held.any() else "the prior"
 
 
-def decoupled(head: nn.Module, support: Split, held_out: Split, step: int) -> Tensor:
+def decoupled(head: nn.Module, support: Split, held_out: Split, step: int,
+              weights: tuple[Tensor | None, Tensor | None] = (None, None)) -> Tensor:
     """The loss whose gradient moves the adapters by the support images and the ratios by the
-    held-out ones.
+    held-out ones. weights: of the classes [C], among the former and among the latter.
 
     First order: each of the two cross-entropies sees the other's parameters as constants.
     """
@@ -116,7 +117,8 @@ def decoupled(head: nn.Module, support: Split, held_out: Split, step: int) -> Te
     adapters = {name: tensor for name, tensor in still.items() if name not in ratios}
     fitted = functional_call(head, ratios, (support.view(step),))  # [N, C]
     judged = functional_call(head, adapters, (held_out.view(),))
-    return (cross_entropy(fitted, support.labels) + cross_entropy(judged, held_out.labels)
+    return (cross_entropy(fitted, support.labels, weights[0])
+            + cross_entropy(judged, held_out.labels, weights[1])
             + penalty(head, held_out.view()))
 
 

@@ -191,6 +191,7 @@ print(f"{found}\nWith 16 shots, on three banks: {answer}.")
 # | [09 distribution shift](09_distribution_shift.ipynb) | train on photos, test on sketches; new classes; calibration |
 # | [10 training-free and beyond](10_training_free_and_beyond.ipynb) | Tip-Adapter, and where the neighbours stand |
 # | [11 real CLIP](11_real_clip.ipynb) | OpenAI's CLIP on a GPU, your own pictures, sharing a bank |
+# | [12 at work](12_at_work.ipynb) | which classes go wrong, *none of these*, how sure, a folder at once |
 #
 # RQ stands for the paper's research questions. Take 01 to 03 in order; after that pick what you like. Six graded
 # exercises go with them.

@@ -354,4 +354,5 @@ if measured.empty:
 # ## Exercise
 #
 # All six graded assignments are in [exercises](../exercises/); the last is *prompts and beyond*. Your own exercise: take
-# twenty pictures each of two things on your desk, and find out how many of them an adapter needs.
+# twenty pictures each of two things on your desk, and find out how many of them an adapter needs. Then put it to work:
+# [notebook 12](12_at_work.ipynb).
