@@ -47,8 +47,9 @@ def test_every_prompt_is_followed_by_its_question_before_the_next_code(source):
 
 
 def test_a_choice_shows_its_reasons_only_when_chosen_and_nothing_as_html():
-    shown = Question("x", "a < b?", (("<b>", False, "not & that."), ("2", True, "so."))) ._repr_html_()
-    assert "a &lt; b?" in shown and "&lt;b&gt;" in shown and "not &amp; that." in shown and "<b>" not in shown.split("</b>", 1)[1]
+    shown = Question("x", "a < b?", (("<b>", False, "not & that."), ("2", True, "so.")))._repr_html_()
+    assert "a &lt; b?" in shown and "&lt;b&gt;" in shown and "not &amp; that." in shown
+    assert "<b>" not in shown.split("</b>", 1)[1]
     assert shown.count('style="display: none"') == 2 and shown.count('name="x"') == 2
     assert repr(Question("x", "a < b?", (("one", True, "so."),))) == "a < b?\n  - one"
 
