@@ -199,7 +199,8 @@ with TemporaryDirectory() as folder:
 # ## What we found against what the paper says
 #
 # The paper reports accuracy alone. Whether an adapter's confidence means anything, whether it can refuse, and which classes
-# pay for the mean are not asked there. Here, one number fitted on pictures that selected nothing brought confidence nearer to accuracy.
+# pay for the mean are not asked there. Here, one number fitted on pictures that selected nothing brought confidence nearer
+# to accuracy.
 #
 # ## Check your understanding
 #
