@@ -158,10 +158,11 @@ def build(dataset: ImageDataset, backbone: Backbone, templates: Sequence[str], *
             "reading": "stored pixels, as CoOp" if dataset.plain else "as viewers show it",
             "decoder": encoders["test"].decoder,
             "normalize_each": normalize_each, "versions": versions()}
-    if backbone.logit_bias is not None:
-        meta["logits"] = (f"trained with a sigmoid of scaled cosines and a bias of "
-                          f"{backbone.logit_bias:.4g}; here a softmax over the scaled cosines, which "
-                          "a bias that all classes share does not change")
+    bias = getattr(backbone, "logit_bias", None)  # of a backbone that somebody made by hand
+    if bias is not None:
+        meta["logits"] = (f"trained with a sigmoid of scaled cosines and a bias of {bias:.4g}; here a "
+                          "softmax over the scaled cosines, which a bias that all classes share does "
+                          "not change")
     if views > 1:
         meta["views"] = {"count": views, "first": "plain",
                          "others": "random resized crop, mirrored half of the time",

@@ -9,7 +9,6 @@ from pathlib import Path
 from .backbones import Backbone, agree, load_backbone
 from .banks import FeatureBank, build_bank, cache_place
 from .datasets.course import COURSE, course_dataset, size_of, source_of
-from .errors import one_line
 from .naming import count
 
 # The banks that each notebook loads; 01, and 11 for the paper's table, take whatever there is.
@@ -97,7 +96,7 @@ def course_banks(backbone: str | Backbone, root: str | Path, *, tag: str | None 
             tell(f"{number} of {len(todo)}: {name}, {many} images; {bank.meta['protocol']} · "
                  f"{done / seconds:.0f} images/s, {_left(left * seconds / done)}")
         except (ValueError, OSError, RuntimeError, ImportError) as error:
-            found.lacking[name] = one_line(error) + "."
+            found.lacking[name] = " ".join(str(error).split()).rstrip(".") + "."
             tell(f"{number} of {len(todo)}: {name} could not be had: {found.lacking[name]}")
     return found
 

@@ -18,7 +18,8 @@ OPTIONS = {
     "datasets": ["root"],
     "build": ["dataset", "root", "backbone", "tag", "out", "views", "preprocess", "template", "descriptions", "raw-average",
               "download", "allow-missing", "skip-unreadable", "cap-train", "cap-val", "seed", "batch", "workers", "force"],
-    "push": ["backbone", "force"], "pull": ["sha256", "name", "force"]}
+    "push": ["backbone", "force"], "pull": ["from", "sha256", "name", "force"],
+    "course": ["backbone", "root", "tag", "only", "download", "sources", "batch", "workers", "force"]}
 
 
 @pytest.fixture(autouse=True)

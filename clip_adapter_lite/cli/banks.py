@@ -195,8 +195,8 @@ def pull(
 ):
     """Fetch a bank that somebody shared, check it, and keep it where every command finds it by name.
 
-    Examples: `clip-adapter-lite pull hf://datasets/me/banks/dtd.safetensors`,
-        `clip-adapter-lite pull --from hf://datasets/me/banks` (all of them)
+    Example: `clip-adapter-lite pull hf://datasets/me/banks/dtd.safetensors`, or all banks of a place:
+        `clip-adapter-lite pull --from hf://datasets/me/banks`
     """
     from ..sharing import pull, pull_shared
     if place or source is None or Path(source).name == source and "." not in source \

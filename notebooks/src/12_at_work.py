@@ -28,6 +28,7 @@ from tempfile import TemporaryDirectory
 import clip_adapter_lite as cal
 from clip_adapter_lite import plots, widgets
 from clip_adapter_lite.datasets import fashion_mnist
+from clip_adapter_lite.questions import ask
 
 # %% [markdown]
 # ## Four parts, four jobs
@@ -46,6 +47,9 @@ for job, part in (("fit", episode.support), ("select", episode.val), ("calibrate
 # ## Where does it go wrong?
 #
 # **Predict:** a hundred classes, from `accordion` to `yin_yang`. Which two will the adapter confuse most?
+
+# %%
+ask("12/pair")
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -75,6 +79,9 @@ plots.confusion(report, bank.dataset, BACKBONE, most=12)
 # **Predict:** at 5 % falsely refused, how many pictures of unknown classes are refused?
 
 # %%
+ask("12/strangers")
+
+# %%
 strangers = cal.open_set(cal.FeatureBank.load("caltech101", BACKBONE), cal.CLIPAdapter(), shots=8, false_reject=0.05)
 print(f"refused: {100 * strangers.rejected:.0f} % of {len(strangers.left_out)} left-out classes,")
 print(f"{100 * strangers.false_reject:.0f} % of the known ones; AUROC {strangers.auroc:.2f}")
@@ -96,6 +103,9 @@ widgets.rejection_explorer(strangers)
 # held-out pictures. *SaLS* needs none: it brings each picture's logits to the range that zero-shot's have.
 #
 # **Predict:** the adapter was trained on 8 pictures a class. Is it too sure, or not sure enough?
+
+# %%
+ask("12/sure")
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -134,6 +144,9 @@ print(f"promised 90 %, found {100 * held:.0f} %, with {sets.sum(1).double().mean
 # held-out pictures a class?
 
 # %%
+ask("12/few")
+
+# %%
 widgets.sets_explorer(adapter, held_out, episode.test)
 
 # %%
@@ -157,6 +170,9 @@ print(note.replace(", for", ",\nfor").replace("; hold", ";\nhold"))
 # alike. Report both ways, for one number hides the small classes.
 #
 # **Predict:** which of the two numbers does the balanced loss help?
+
+# %%
+ask("12/balanced")
 
 # %%
 signs = cal.FeatureBank.load("gtsrb", BACKBONE).episode("all")
