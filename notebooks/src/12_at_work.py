@@ -67,9 +67,9 @@ report.worst(5)[["true", "predicted", "count", "share"]].round(2)
 plots.confusion(report, bank.dataset, BACKBONE, most=12)
 
 # %% [markdown]
-# *Figure: the twelve classes that are confused most; rows are true classes, and colour is a share of the row.*
+# *Figure: the twelve classes that are confused most; rows are true classes, colour is a share of the row.*
 #
-# A bank of your own folder knows what its pictures are called, and `report.worst()` names them: look at them first.
+# A bank of your own folder knows its pictures' names, and `report.worst()` tells them.
 #
 # ## None of these
 #
@@ -120,7 +120,7 @@ plots.reliability({name: cal.reliability_curve(one.probabilities(episode.test.vi
                    for name, one in shown.items()}, BACKBONE)
 
 # %% [markdown]
-# *Figure: on the dashed line, confidence is what accuracy keeps. Above it a classifier is too modest.*
+# *Figure: on the dashed line, confidence is what accuracy keeps. Above it: too modest.*
 #
 # SaLS was made for adapters that are too sure. This one is not: measure before you choose.
 #
@@ -215,8 +215,8 @@ with TemporaryDirectory() as folder:
 # ## What we found against what the paper says
 #
 # The paper reports accuracy alone. Whether an adapter's confidence means anything, whether it can refuse, and which classes
-# pay for the mean are not asked there. Here, one number fitted on pictures that selected nothing brought confidence nearer
-# to accuracy.
+# pay for the mean are not asked there. Here, one number fitted on pictures that selected nothing brought confidence
+# nearer to accuracy.
 #
 # ## Check your understanding
 #
