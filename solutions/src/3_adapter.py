@@ -106,7 +106,9 @@ def _hidden_bottleneck():
     from random import Random
 
     import torch
-    maker = Random(31)
+
+    from clip_adapter_lite.checks import fresh
+    maker = Random(fresh(31))
     for n, d, reduction in ((1, 4, 4), (5, 8, 2), (3, 9, 4), (4, 12, 1)):
         middle = d // reduction
         down, up, rows = ([[maker.uniform(-1, 1) for _ in range(k)] for _ in range(m)]
@@ -124,7 +126,20 @@ def _hidden_bottleneck():
             hidden = [max(0.0, sum(a * b for a, b in zip(w, x))) for w in down]
             right = [sum(a * b for a, b in zip(w, hidden)) for w in up]
             assert len(row) == d and all(-1e-9 < a - b < 1e-9 for a, b in zip(row, right))
-    assert Bottleneck(8).down.out_features == 2
+        # the gradients that train it, of the sum of all outputs
+        wanted_up = [0.0] * middle
+        adapter(given).sum().backward()
+        for x in rows:
+            for k in range(middle):
+                wanted_up[k] += max(0.0, sum(a * b for a, b in zip(down[k], x)))
+        for row in adapter.up.weight.grad.tolist():
+            assert all(-1e-9 < a - b < 1e-9 for a, b in zip(row, wanted_up))
+        for k, row in enumerate(adapter.down.weight.grad.tolist()):
+            behind = sum(weights[k] for weights in up)
+            for i in range(d):
+                right = behind * sum(x[i] for x in rows if sum(a * b for a, b in zip(down[k], x)) > 0)
+                assert -1e-9 < row[i] - right < 1e-9
+    assert list(Bottleneck(8).down.weight.shape) == [2, 8]
 
 
 _hidden_bottleneck()
@@ -180,7 +195,9 @@ def _hidden_blend():
     from random import Random
 
     import torch
-    maker = Random(32)
+
+    from clip_adapter_lite.checks import fresh
+    maker = Random(fresh(32))
     for n, d, alpha in ((1, 3, 0.3), (4, 2, 0.85), (2, 5, 0.0), (3, 3, 1.0)):
         adapted, features = ([[maker.uniform(-3, 3) for _ in range(d)] for _ in range(n)] for _ in range(2))
         given = [torch.tensor(x, dtype=torch.float64) for x in (adapted, features)]
@@ -189,6 +206,12 @@ def _hidden_blend():
         for row, a, f in zip(found, adapted, features):
             right = [alpha * p + (1 - alpha) * q for p, q in zip(a, f)]
             assert len(row) == d and all(-1e-9 < p - q < 1e-9 for p, q in zip(row, right))
+        given = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (adapted, features)]
+        upstream = [[maker.uniform(-1, 1) for _ in range(d)] for _ in range(n)]
+        (blend(*given, alpha) * torch.tensor(upstream, dtype=torch.float64)).sum().backward()
+        for x, share in zip(given, (alpha, 1 - alpha)):
+            assert share == 0 and x.grad is None or all(-1e-9 < p - share * q < 1e-9 for row, other in zip(
+                x.grad.tolist(), upstream) for p, q in zip(row, other))
 
 
 _hidden_blend()
@@ -252,7 +275,9 @@ def _hidden_cosine_logits():
     from random import Random
 
     import torch
-    maker = Random(33)
+
+    from clip_adapter_lite.checks import fresh
+    maker = Random(fresh(33))
     for n, c, d, scale in ((1, 2, 3, 1.0), (4, 3, 5, 25.4), (3, 6, 2, 100.0)):
         rows = [[[maker.uniform(-3, 3) for _ in range(d)] for _ in range(k)] for k in (n, c)]
         given = [torch.tensor(x, dtype=torch.float64) for x in rows]
@@ -263,6 +288,14 @@ def _hidden_cosine_logits():
             for j, w in enumerate(rows[1]):
                 right = scale * sum(a * b for a, b in zip(f, w)) / math.hypot(*f) / math.hypot(*w)
                 assert -1e-7 < found[i][j] - right < 1e-7
+        # the gradient that trains the adapter, of the sum of all logits
+        blended = given[0].clone().requires_grad_(True)
+        cosine_logits(blended, given[1], scale).sum().backward()
+        total = [sum(w[i] / math.hypot(*w) for w in rows[1]) for i in range(d)]
+        for f, slope in zip(rows[0], blended.grad.tolist()):
+            size = math.hypot(*f)
+            along = sum(a * b for a, b in zip(f, total)) / size ** 2
+            assert all(-1e-6 < s - scale * (t - along * x) / size < 1e-6 for s, t, x in zip(slope, total, f))
 
 
 _hidden_cosine_logits()
@@ -325,11 +358,15 @@ print("✓ freeze(backbone, adapter)")
 def _hidden_freeze():
     import torch
     from torch import nn
-    torch.manual_seed(34)
+
+    from clip_adapter_lite.checks import fresh
+    torch.manual_seed(fresh(34))
     backbone = nn.Sequential(nn.Sequential(nn.Linear(5, 6), nn.Dropout(0.5)), nn.BatchNorm1d(6), nn.Linear(6, 3))
     adapter = nn.Sequential(nn.Linear(3, 2, bias=False), nn.ReLU(), nn.Linear(2, 3, bias=False))
     before = {key: value.tolist() for key, value in backbone.state_dict().items()}
+    own = [p.tolist() for p in adapter.parameters()]
     found = freeze(backbone, adapter)
+    assert [p.tolist() for p in adapter.parameters()] == own
     for _ in range(2):  # a generator is empty the second time
         assert sorted(id(p) for p in found) == sorted(id(p) for p in adapter.parameters())
     assert all(p.requires_grad for p in adapter.parameters()) and not any(p.requires_grad for p in backbone.parameters())
@@ -484,7 +521,9 @@ def _hidden_train():
 
     import torch
     from torch import nn
-    maker = Random(36)
+
+    from clip_adapter_lite.checks import fresh
+    maker = Random(fresh(36))
     for n, d, c, rates in ((1, 2, 2, [0.3]), (5, 3, 4, [0.2, 0.05, 0.1, 0.01]), (6, 4, 3, [0.01] * 5 + [0.4, 0.02])):
         w, x = ([[maker.uniform(-1, 1) for _ in range(d)] for _ in range(m)] for m in (c, n))
         labels = [maker.randrange(c) for _ in range(n)]
@@ -562,7 +601,9 @@ check("best_ratio(scores)", best_ratio(scores), 0.6, {
 # %% nbgrader={"hidden": "best_ratio", "points": 6}
 def _hidden_best_ratio():
     from random import Random
-    maker = Random(37)
+
+    from clip_adapter_lite.checks import fresh
+    maker = Random(fresh(37))
     for size in (1, 4, 11, 11, 11, 30):
         ratios = [k / 30 for k in range(size)]
         maker.shuffle(ratios)

@@ -242,7 +242,9 @@ check_mean_deviation()
 # %% nbgrader={"hidden": "mean_deviation", "points": 9}
 def _hidden():
     import torch as _torch
-    generator = _torch.Generator().manual_seed(41)
+
+    from clip_adapter_lite.checks import fresh
+    generator = _torch.Generator().manual_seed(fresh(41))
     for shape in [(3, 4, 3), (1, 5, 2), (4, 4, 4), (2, 1, 10)]:
         scores = _torch.rand(*shape, generator=generator, dtype=_torch.float64)
         mean, deviation = mean_deviation(scores.clone())
@@ -317,7 +319,9 @@ check_choose()
 # %% nbgrader={"hidden": "choose", "points": 12}
 def _hidden():
     import torch as _torch
-    generator = _torch.Generator().manual_seed(42)
+
+    from clip_adapter_lite.checks import fresh
+    generator = _torch.Generator().manual_seed(fresh(42))
     for shape in [(3, 4, 3), (4, 3, 2), (1, 6, 5), (5, 1, 3), (2, 2, 1)] * 4:
         validation = _torch.rand(*shape, generator=generator, dtype=_torch.float64)
         test = _torch.rand(*shape, generator=generator, dtype=_torch.float64)
@@ -398,7 +402,9 @@ check_flattery()
 # %% nbgrader={"hidden": "flattery", "points": 7}
 def _hidden():
     import torch as _torch
-    generator = _torch.Generator().manual_seed(43)
+
+    from clip_adapter_lite.checks import fresh
+    generator = _torch.Generator().manual_seed(fresh(43))
     for shape, row, column in [[(3, 4, 3), 2, 1], [(4, 3, 2), 0, 2], [(1, 6, 5), 0, 5], [(5, 1, 3), 4, 0], [(2, 2, 2), 1, 0],
                                [(1, 1, 3), 0, 0], [(3, 3, 4), 1, 1]]:
         test = _torch.rand(*shape, generator=generator, dtype=_torch.float64)
@@ -469,7 +475,9 @@ check_paired()
 # %% nbgrader={"hidden": "paired", "points": 9}
 def _hidden():
     import torch as _torch
-    generator = _torch.Generator().manual_seed(44)
+
+    from clip_adapter_lite.checks import fresh
+    generator = _torch.Generator().manual_seed(fresh(44))
     for seeds, t in [[3, 4.3027], [2, 12.7062], [10, 2.2622], [5, 1.0], [7, 2.4469]]:
         a = _torch.rand(seeds, generator=generator, dtype=_torch.float64)
         b = 0.5 * a + 0.3 * _torch.rand(seeds, generator=generator, dtype=_torch.float64)
