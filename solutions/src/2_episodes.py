@@ -74,6 +74,7 @@ assert sorted(first) == rows, "order(…) must hold each of the rows exactly onc
 assert (random.getstate(), torch.get_rng_state().tolist()) == states, (
     "order(…): the global generator was used or seeded, so other draws in the program change; make a generator of your own.")
 assert order(rows, 1, seed=2) == first, "order(…): the same seed gave another order; seed your generator with it."
+assert order(rows, 1, 2) == first, "order(…): its arguments have changed places; they are rows, label, seed, in this order."
 assert first != rows, "order(…) left the rows in their order; shuffle them."
 assert order(rows, 1, seed=3) != first, "order(…): another seed gave the same order; the seed is not used."
 assert order(rows, 2, seed=2) != first, "order(…): another class gave the same order; let the label count too."
@@ -157,6 +158,7 @@ with patch.dict(globals(), order=lambda rows, label, seed: list(rows)[::-1]):  #
         "the rows are sorted after the draw; keep them as order gives them.": [4, 6, 7, 8],
         "these are the last of the order; take the first.": [3, 1, 2, 0],
         "only one class was drawn; draw `shots` pictures of each class.": [6, 4],
+        "there is one of each class too many; [:shots] ends before the place `shots`.": [6, 4, 3, 8, 7, 5],
         "`shots` pictures were drawn in all; draw so many of each class.": [8, 7],
         "these are labels; give the rows of the pictures.": [0, 0, 1, 1],
         "the classes take turns; give all of class 0 first, then all of class 1.": [6, 8, 4, 7],
