@@ -10,7 +10,6 @@ import logging
 import multiprocessing
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from nbgrader.converters.generate_assignment import GenerateAssignment
 from nbgrader.converters.generate_feedback import GenerateFeedback
 from nbgrader.coursedir import CourseDirectory
 from nbgrader.preprocessors import Execute
+from pages import complete
 from submissions import in_order, read
 from texts import hidden
 from watching import Limits, adopt_orphans, kill_all
@@ -162,8 +162,7 @@ def graded(course: Path, submitted: Path, student: str, name: str, scratch: Path
                             f"submission or by a program of yours: {', '.join(written[:5])}")
     take_scores(result, own, name, notebook)
     feedback(own, name, source, scratch / "feedback.html", config)
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    result.seconds = round(time.process_time() - started + used[1].ru_utime + used[1].ru_stime, 2)
+    result.seconds = round(time.process_time() - started + JudgedExecute.seconds, 2)
     write_result(result, scratch)
 
 
@@ -256,7 +255,8 @@ def feedback(course: Path, name: str, source, to: Path, config) -> None:
     path.chmod(0o644)
     nbformat.write(notebook, path)
     quiet(GenerateFeedback(coursedir=CourseDirectory(config=config, assignment_id=name), config=config)).start()
-    shutil.move(course / "feedback" / STUDENT / name / f"{name}.html", to)
+    page = (course / "feedback" / STUDENT / name / f"{name}.html").read_text(encoding="utf-8")
+    to.write_text(complete(page, source), encoding="utf-8")
 
 
 def shows(output, lines: set[str]) -> bool:

@@ -139,6 +139,7 @@ class Learner:
 
     def close(self) -> None:
         self.watcher.stop()
+        self.seconds = self.watcher.used()
         kill_all(self.process.pid)
         self._ended()
         self.process.wait()
@@ -162,6 +163,7 @@ class JudgedExecute(NbGraderPreprocessor):
     """In the place of nbgrader's Execute: it makes the outputs by which nbgrader scores. `notes`, of the class, collects
     (cell, text) for the instructor."""
     limits, notes, source, folder, environment, settings, fonts = Limits(), [], None, Path(), {}, {}, []  # by grading.py
+    seconds = 0.0  # of processor time, by the submission's processes
 
     def preprocess(self, nb, resources):
         self.given, self.names = imports(self.source), answers(self.source)
@@ -200,6 +202,7 @@ class JudgedExecute(NbGraderPreprocessor):
             finally:
                 if learner:
                     learner.close()
+                    self.__class__.seconds += learner.seconds
         self._tell(result)
         return result, resources
 

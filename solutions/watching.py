@@ -81,6 +81,13 @@ class Watcher(threading.Thread):
         with self._lock:
             self._kernel = None
 
+    def used(self) -> float:
+        """Seconds of processor time of the processes that still run."""
+        with suppress(psutil.Error):
+            process = psutil.Process(self.pid)
+            return self._processor_time([process, *process.children(recursive=True)])
+        return 0.0
+
     def stop(self) -> None:
         self._done.set()
         self.join()
