@@ -5,6 +5,7 @@
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import sys
 import tempfile
@@ -24,6 +25,7 @@ sys.path.append(str(Path(__file__).resolve().parent))
 
 import gradebooks  # noqa: E402
 import grading  # noqa: E402
+import walls  # noqa: E402
 from assignments import HERE, ROOT  # noqa: E402
 from submissions import Submission, content, found_in  # noqa: E402
 from watching import Limits  # noqa: E402
@@ -44,12 +46,13 @@ def digest(submission: Submission, limits: Limits, source: Path) -> str:
 
 
 def grade_all(submissions: list[Submission], sources: dict[str, Path], output: Path, *, limits: Limits = Limits(),
-              jobs: int = 0, again: bool = False, folder: Path | None = None, progress=None) -> list[grading.Result]:
+              jobs: int = 0, again: bool = False, folder: Path | None = None, progress=None,
+              seed: int | None = None) -> list[grading.Result]:
     """Grade the submissions on `jobs` cores (0: all), each in a process of its own, in any order.
 
     sources: {assignment: source notebook}. Results, feedback pages and what a later call needs to pass over finished
     submissions are written below `output`, one by one. folder: of the submissions, which none of them may read or change.
-    progress: called with each result.
+    progress: called with each result. seed: by which the hidden inputs are drawn; None: one that nobody knows before.
     """
     results, todo = [], []
     for submission in submissions:
@@ -64,6 +67,7 @@ def grade_all(submissions: list[Submission], sources: dict[str, Path], output: P
         todo.append((submission, mark))
     if not todo:
         return results
+    seed = secrets.randbits(40) if seed is None else seed
     with tempfile.TemporaryDirectory(prefix="grading-") as scratch:
         scratch = Path(scratch)
         grading.warm_up(scratch)
@@ -75,7 +79,7 @@ def grade_all(submissions: list[Submission], sources: dict[str, Path], output: P
             own = Path(tempfile.mkdtemp(dir=scratch))
             return own, grading.apart(
                 grading.graded, courses[submission.assignment][0], submission.path.absolute(),
-                submission.student, submission.assignment, own, limits, watched, ours)
+                submission.student, submission.assignment, own, limits, watched, ours, seed)
 
         marks, longest = dict(todo), grading.LONGEST * limits.clock
         for submission, own, process, late in in_parallel(list(marks), start, jobs or cores(), longest):
@@ -205,6 +209,7 @@ def main(
             raise ValueError(f"there is no assignment {assignment!r}; there are {', '.join(sources) or 'none'}.")
         submissions, remarks = found_in(submitted, list(sources), assignment, output)
         points = gradebooks.hand_points(hand) if hand else {}
+        console.print(walls.said(), highlight=False, soft_wrap=True)
         for remark in remarks:
             console.print(remark, markup=False, highlight=False, soft_wrap=True)
         with Progress(TextColumn("grading"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console) as bar:
@@ -218,9 +223,10 @@ def main(
                     bar.console.print(f"{result.student} · {result.assignment}: {note}", markup=False, highlight=False,
                                       soft_wrap=True)
 
-            limits = Limits(seconds, 4 * seconds, memory)
+            limits, began = Limits(seconds, 4 * seconds, memory), time.monotonic()
             results = grade_all(submissions, sources, output, limits=limits, jobs=jobs, again=again,
                                 folder=submitted.resolve(), progress=progress)
+        took = time.monotonic() - began
         rows = gradebooks.rows(results, points)
         write(output / "grades.csv", gradebooks.as_csv(rows))
         written = [output / "grades.csv"]
@@ -239,6 +245,8 @@ def main(
         console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
     console.print(summary(rows))
+    rate = 60 * len(results) / max(took, 0.1)
+    console.print(f"{len(results)} submissions in {took / 60:.1f} minutes: {rate:.1f} a minute.", highlight=False)
     console.print(f"Written: {', '.join(map(str, written))} and {output / 'feedback'}", highlight=False, soft_wrap=True)
 
 

@@ -1,4 +1,4 @@
-"""Grading one submission with nbgrader's autograder, in a scratch course with a gradebook of its own.
+"""Grading one submission with nbgrader's autograder and our judge, in a scratch course with a gradebook of its own.
 
 `prepared` makes the course of an assignment once; `graded` copies it for one submission. Each of these runs in a process of
 its own (`apart`), which may therefore change its environment and folder, and is killed with all that it started.
@@ -10,7 +10,6 @@ import logging
 import multiprocessing
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import nbformat
 from assignments import HIDDEN_NOTE, ROOT, settings
+from judging import JudgedExecute, undisturbed
 from nbconvert.exporters import HTMLExporter
 from nbgrader.api import Gradebook
 from nbgrader.converters.autograde import Autograde
@@ -28,13 +28,17 @@ from nbgrader.converters.generate_assignment import GenerateAssignment
 from nbgrader.converters.generate_feedback import GenerateFeedback
 from nbgrader.coursedir import CourseDirectory
 from nbgrader.preprocessors import Execute
+from pages import complete
 from submissions import in_order, read
 from texts import hidden
-from watching import CarefulExecute, Limits, adopt_orphans, kill_all
+from watching import Limits, adopt_orphans, kill_all
 
-GUARD = Path(__file__).with_name("guard.py")
+import clip_adapter_lite
+
+LIBRARY = Path(clip_adapter_lite.__file__).resolve().parent
+JUDGES = Path(__file__).resolve().parent
 STUDENT = "submission"  # in the scratch course; real names may hold anything
-LONGEST = 10            # a submission may take this many times a cell's limit, by the clock
+LONGEST = 5             # a submission may take this many times a cell's limit, by the clock
 
 
 @dataclass
@@ -48,6 +52,7 @@ class Result:
     waiting: dict[str, str] = field(default_factory=dict)     # answers that wait for a hand
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0                                      # of processor time
+    seed: int = 0                                             # by which the hidden inputs were drawn
 
 
 def apart(function, *arguments):
@@ -114,11 +119,11 @@ def blank_result(student: str, source) -> Result:
 
 
 def graded(course: Path, submitted: Path, student: str, name: str, scratch: Path, limits: Limits,
-           forbidden: list[Path], ours: list[Path] = ()) -> None:
+           forbidden: list[Path], ours: list[Path] = (), seed: int = 0) -> None:
     """Grade one submission; writes `result.json` and `feedback.html` into `scratch`, an empty folder.
 
     course: of `prepared`. forbidden: folders whose files are compared before and after. ours: those
-    in them that the grader itself writes to meanwhile.
+    in them that the grader itself writes to meanwhile. seed: of the hidden inputs.
     """
     started = time.process_time()
     with open(scratch / "log.txt", "wb") as log:
@@ -126,6 +131,8 @@ def graded(course: Path, submitted: Path, student: str, name: str, scratch: Path
         os.dup2(log.fileno(), 2)
     source, hand_out = notebooks(course, name)
     result = blank_result(student, source)
+    result.seed = seed
+    undisturbed(seed)
     before = states(forbidden, ours)
     try:
         notebook, result.notes = in_order(read(submitted), source, hand_out)
@@ -140,26 +147,22 @@ def graded(course: Path, submitted: Path, student: str, name: str, scratch: Path
     place = own / "submitted" / STUDENT / name / f"{name}.ipynb"
     place.parent.mkdir(parents=True)
     nbformat.write(notebook, place)
-    work = scratch / "work"
-    surroundings(work, scratch, notebook, source, limits)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000_000, 200_000_000))
-    resource.setrlimit(resource.RLIMIT_DATA, (limits.memory * 1_000_000,) * 2)  # RLIMIT_AS would stop torch itself
-    CarefulExecute.limits, CarefulExecute.notes, CarefulExecute.folder = limits, [], str(work)
+    JudgedExecute.limits, JudgedExecute.notes, JudgedExecute.source = limits, [], source
+    JudgedExecute.folder = scratch / "runs"
+    JudgedExecute.settings, JudgedExecute.environment = surroundings(scratch, limits)
+    JudgedExecute.fonts = sorted(scratch.parent.glob("fontlist*.json"))  # or matplotlib looks for fonts in every process
     config = settings(own)
-    config.CarefulExecute.shutdown_kernel = "immediate"  # what a submission left to do at the end of its kernel is not done
     autograde = Autograde(coursedir=CourseDirectory(config=config, assignment_id=name), config=config)
-    autograde.autograde_preprocessors = [CarefulExecute if step is Execute else step
+    autograde.autograde_preprocessors = [JudgedExecute if step is Execute else step
                                          for step in autograde.autograde_preprocessors]
     quiet(autograde).start()
-    result.notes += in_sentences([*CarefulExecute.notes, *told_by_guard(scratch)])
+    result.notes += in_sentences(JudgedExecute.notes)
     if written := changed(before, states(forbidden, ours)):
         result.notes.append("while it ran, files outside its folder changed, by it, by another "
                             f"submission or by a program of yours: {', '.join(written[:5])}")
     take_scores(result, own, name, notebook)
     feedback(own, name, source, scratch / "feedback.html", config)
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    result.seconds = round(time.process_time() - started + used[1].ru_utime + used[1].ru_stime, 2)
+    result.seconds = round(time.process_time() - started + JudgedExecute.seconds, 2)
     write_result(result, scratch)
 
 
@@ -169,50 +172,21 @@ def write_result(result: Result, scratch: Path) -> None:
     partial.replace(scratch / "result.json")
 
 
-def surroundings(work: Path, scratch: Path, notebook, source, limits: Limits) -> None:
-    """An environment of its own for the kernel: folders in `scratch`, one thread, no network settings, and the guard."""
+def surroundings(scratch: Path, limits: Limits) -> tuple[dict, dict]:
+    """(settings of learner.py, environment) of a submission's processes: a folder of their own, one thread, no network."""
+    work = scratch / "work"
+    work.mkdir()
     kept = {key: os.environ[key] for key in ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "CONDA_PREFIX",
                                              "SYSTEMROOT") if key in os.environ}
-    ipython, runtime = scratch / "ipython", scratch / "runtime"
-    startup = ipython / "profile_default" / "startup"
-    for folder in (work / "tmp", work / ".config" / "matplotlib", startup, runtime):
-        folder.mkdir(parents=True)
-    for fonts in scratch.parent.glob("fontlist*.json"):  # or matplotlib looks for fonts in every kernel
-        shutil.copy(fonts, work / ".config" / "matplotlib")
-    os.environ.clear()
-    os.environ.update(kept, HOME=str(work), TMPDIR=str(work / "tmp"), IPYTHONDIR=str(ipython), MPLCONFIGDIR=str(
-        work / ".config" / "matplotlib"), JUPYTER_RUNTIME_DIR=str(runtime), JUPYTER_CONFIG_DIR=str(runtime),
-        JUPYTER_DATA_DIR=str(runtime), CLIP_ADAPTER_LITE_CACHE=str(work / "cache"), HF_HUB_OFFLINE="1",
-        OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", PYTHONDONTWRITEBYTECODE="1",
-        PYTHONNOUSERSITE="1", PYTHONHASHSEED="0")
-    cells = {cell.source: cell.metadata.get("nbgrader", {}).get("grade_id", f"number {number + 1}")
-             for number, cell in enumerate(notebook.cells) if cell.cell_type == "code"}
-    checks = {text: name for text, name in cells.items()
-              if any(cell.source == text and cell.metadata.get("nbgrader", {}).get("grade") for cell in source.cells)}
-    readable = [str(ipython), str(runtime), str(ROOT / "clip_adapter_lite"),
-                *(path for path in sys.path if path and not ROOT.is_relative_to(path) and Path(path) != GUARD.parent)]
-    about = {"work": str(work), "report": str(scratch / "guard.jsonl"), "checks": checks, "cells": cells,
-             "most_characters": limits.characters, "readable": readable}
-    (startup / "settings.json").write_text(json.dumps(about), encoding="utf-8")
-    shutil.copy(GUARD, startup / "guard.txt")  # not .py, or IPython would run it as a start-up file
-    (startup / "start.py").write_text(f"""\
-def _start(folder={str(startup)!r}):
-    import json
-    names = {{"__name__": "guard"}}
-    exec(compile(open(folder + "/guard.txt", encoding="utf-8").read(), "guard.py", "exec"), names)
-    names["start"](**json.load(open(folder + "/settings.json", encoding="utf-8")))
-_start()
-del _start
-""", encoding="utf-8")
-
-
-def told_by_guard(scratch: Path) -> list[tuple[str, str]]:
-    path, found = scratch / "guard.jsonl", []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines()[:200] if path.exists() else ():
-        with suppress(ValueError, TypeError):
-            cell, text = json.loads(line)
-            found.append((str(cell)[:60], str(text)[:300]))
-    return found
+    environment = kept | dict(
+        HOME=str(work), TMPDIR=str(work), IPYTHONDIR=str(work / ".ipython"),
+        MPLCONFIGDIR=str(work / ".config" / "matplotlib"),
+        MPLBACKEND="module://matplotlib_inline.backend_inline", CLIP_ADAPTER_LITE_CACHE=str(work / "cache"),
+        HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", PYTHONDONTWRITEBYTECODE="1",
+        PYTHONNOUSERSITE="1", PYTHONHASHSEED="0", PYTHONPATH=str(LIBRARY.parent))
+    readable = [str(LIBRARY), *(path for path in sys.path if path and os.path.isdir(path) and not ROOT.is_relative_to(path)
+                                and not LIBRARY.parent.is_relative_to(path) and Path(path) != JUDGES)]
+    return {"work": str(work), "readable": readable, "characters": limits.characters}, environment
 
 
 def in_sentences(told: list[tuple[str, str]]) -> list[str]:
@@ -281,7 +255,8 @@ def feedback(course: Path, name: str, source, to: Path, config) -> None:
     path.chmod(0o644)
     nbformat.write(notebook, path)
     quiet(GenerateFeedback(coursedir=CourseDirectory(config=config, assignment_id=name), config=config)).start()
-    shutil.move(course / "feedback" / STUDENT / name / f"{name}.html", to)
+    page = (course / "feedback" / STUDENT / name / f"{name}.html").read_text(encoding="utf-8")
+    to.write_text(complete(page, source), encoding="utf-8")
 
 
 def shows(output, lines: set[str]) -> bool:

@@ -1,17 +1,12 @@
-"""Runs first in the kernel of a submission: puts back what a cell rebinds, refuses files and networks outside the
-submission's folder, cuts floods of output, and reports each of these to the instructor.
+"""Runs first in the process of a submission: puts back what a cell rebinds, passes over lines that start programs, refuses
+files and networks outside the submission's folder, and tells the instructor of each of these.
 
-This is care, not isolation: it runs in the same process as the student's code, which can undo it if it tries hard enough.
-`watching.py` holds the limits that are enforced from outside; solutions/README.md says what each is good for.
-
-`start` is called by the kernel's start-up file, which `grading.py` writes.
+This is care, not isolation, and no score depends on it: it runs beside the learner's code, which can undo it. The walls
+are `walls.py`'s, the scores `judging.py`'s; solutions/README.md says what each is good for.
 """
-import ast
 import builtins
-import json
 import os
 import sys
-import types
 
 WRITES = {"os.remove": 1, "os.rename": 2, "os.rmdir": 1, "os.mkdir": 1, "os.truncate": 1, "os.link": 2, "os.symlink": 2,
           "os.chmod": 1, "os.chown": 1, "os.utime": 0}  # audit event: how many of its first arguments are paths written to
@@ -21,50 +16,21 @@ NETWORK = ("socket.connect", "socket.getaddrinfo", "socket.bind", "socket.sendto
 READABLE = ("/usr", "/lib", "/lib64", "/proc", "/sys", "/dev", "/etc/os-release", "/etc/mime.types", "/etc/fonts",
             "/etc/localtime", "/etc/apache2/mime.types", "/etc/ld.so.cache")
 IPYTHONS = ("input", "getpass", "get_ipython", "display", "open", "exit", "quit", "copyright", "credits", "license", "help")
-PREFIX = "_grader_"  # of the names under which check cells find what the submission may have hidden
 
-
-def start(*, work: str, report: str, checks: dict[str, str], cells: dict[str, str], most_characters: int,
-          readable: list[str]) -> None:
-    """Set everything up.
-
-    work: the only folder to write to. report: the file for the notes, JSON lines. checks, cells: {source: id} of the check
-    cells and of all cells. most_characters: of printed text a cell. readable: further folders that may be read.
-    """
-    from IPython import get_ipython
-
+def start(shell, notes, settings: dict):
+    """Set everything up for IPython's shell; returns a function that puts back what a cell rebound."""
     import clip_adapter_lite
     library = os.path.dirname(clip_adapter_lite.__file__)  # maybe another checkout's; quoted in errors
-    shell = get_ipython()
-    notes = Notes(report)
-    watch_names(shell, notes, checks, cells)
-    limit_output(shell, notes, most_characters)
+    put_back = watch_names(notes)
     pass_over_lines(shell, notes)
-    shell.ask_exit = types.MethodType(_leave, shell)  # exit() as sys.exit(): the kernel's own way ends a later cell's run
-    refuse_files(notes, work, [*readable, library, *READABLE, sys.prefix, sys.base_prefix,
-                               sys.exec_prefix])
-
-
-def _leave(shell):
-    raise SystemExit("exit() was called")
-
-
-class Notes:
-    """Writes each note once, with the id of the cell that runs."""
-
-    def __init__(self, path: str):
-        self.file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        self.cell, self.seen = "", set()
-
-    def __call__(self, text: str) -> None:
-        if (self.cell, text) not in self.seen and len(self.seen) < 30:
-            self.seen.add((self.cell, text))
-            os.write(self.file, (json.dumps([self.cell, text]) + "\n").encode())
+    refuse_files(notes, settings["work"], [*settings["readable"], library, os.path.dirname(__file__), *READABLE, sys.prefix,
+                                           sys.base_prefix, sys.exec_prefix])
+    return put_back
 
 
 # lines that are no Python -------------------------------------------------------------------------
 
-def pass_over_lines(shell, notes: Notes) -> None:
+def pass_over_lines(shell, notes) -> None:
     """Start nothing for a shell line (`!pip install`, `%pip`, `files = !ls`), and go on below a line
     magic that fails. Where a cell needs what such a line gives, it fails by itself.
     """
@@ -89,8 +55,10 @@ def pass_over_lines(shell, notes: Notes) -> None:
 
 # names -----------------------------------------------------------------------------------------------------------------
 
-def watch_names(shell, notes: Notes, checks: dict[str, str], cells: dict[str, str]) -> None:
-    """Put back what a cell rebinds in builtins, numpy and torch; let check cells see these whatever globals hide them."""
+def watch_names(notes):
+    """A function that puts back what was rebound since in builtins, numpy and torch, so that it costs the other exercises
+    nothing.
+    """
     import math
 
     import numpy
@@ -106,8 +74,6 @@ def watch_names(shell, notes: Notes, checks: dict[str, str], cells: dict[str, st
         kept["builtins"].pop(name, None)
     kept["torch"].pop("manual_seed")  # torch itself wraps it when the first optimiser is made
     inherited = {key for base in torch.Tensor.__mro__[1:] for key in vars(base)} - set(vars(torch.Tensor))
-    originals = {key: value for key, value in kept["builtins"].items() if not key.startswith("_") and key != "super"}
-    originals |= {"check": visible.check, "torch": torch, "np": numpy, "numpy": numpy, "math": math}
     setting, deleting = setattr, delattr
 
     def put_back() -> None:
@@ -123,75 +89,12 @@ def watch_names(shell, notes: Notes, checks: dict[str, str], cells: dict[str, st
             deleting(torch.Tensor, key)
             notes(f"rebound torch.Tensor.{key}, which was put back")
 
-    class Originals(ast.NodeTransformer):
-        """In check cells, names of built-ins and of the usual modules mean these, not the submission's globals."""
-        active = False
-
-        def visit_Module(self, node):
-            if not self.active:
-                return node
-            parts, self.own = list(ast.walk(node)), set()  # the names that the cell itself gives
-            self.own |= {part.id for part in parts if isinstance(part, ast.Name) and not isinstance(part.ctx, ast.Load)}
-            self.own |= {part.arg for part in parts if isinstance(part, ast.arg)}
-            self.own |= {part.name for part in parts if isinstance(part, ast.FunctionDef | ast.ClassDef | ast.ExceptHandler)}
-            self.own |= {(part.asname or part.name).split(".")[0] for part in parts if isinstance(part, ast.alias)}
-            return self.generic_visit(node)
-
-        def visit_Name(self, node):
-            if node.id in originals and node.id not in self.own:
-                return ast.copy_location(ast.Name(PREFIX + node.id, node.ctx), node)
-            return node
-
-    transformer = Originals()
-
-    def before(info) -> None:
-        notes.cell = cells.get(info.raw_cell, notes.cell)
-        transformer.active = info.raw_cell in checks
-        if transformer.active:
-            for key, value in originals.items():
-                if key in shell.user_ns and shell.user_ns[key] is not value:
-                    notes(f"used the real {key!r}, which a global name of the submission hid")
-                shell.user_ns[PREFIX + key] = value
-
-    def after(result) -> None:
-        put_back()
-        for key in [key for key in shell.user_ns if key.startswith(PREFIX)] if transformer.active else ():
-            del shell.user_ns[key]
-
-    shell.ast_transformers.append(transformer)
-    shell.events.register("pre_run_cell", before)
-    shell.events.register("post_run_cell", after)
-
-
-# output ----------------------------------------------------------------------------------------------------------------
-
-def limit_output(shell, notes: Notes, most: int) -> None:
-    """Cut what a cell prints after `most` characters."""
-    from ipykernel.iostream import OutStream
-    write, printed = OutStream.write, [0]
-
-    def limited(self, text):
-        if isinstance(text, str):
-            room = most - printed[0]
-            printed[0] += len(text)
-            if room <= 0:
-                return len(text)
-            if len(text) > room:
-                notes(f"printed more than {most // 1000} kB; the rest was cut")
-                write(self, text[:room] + "\n… cut by the grader\n")
-                return len(text)
-        return write(self, text)
-
-    def fresh(info) -> None:
-        printed[0] = 0
-
-    OutStream.write = limited
-    shell.events.register("pre_run_cell", fresh)
+    return put_back
 
 
 # files, programs, networks ---------------------------------------------------------------------------------------------
 
-def refuse_files(notes: Notes, work: str, readable: list[str]) -> None:
+def refuse_files(notes, work: str, readable: list[str]) -> None:
     """Refuse, from now on, to write outside `work` and to read outside it and `readable`, programs and networks."""
     own, real, join = os.path.realpath(work), os.path.realpath, os.path.join
     allowed = tuple({join(real(path), "") for path in [work, *readable]} | {join(path, "") for path in readable})

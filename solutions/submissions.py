@@ -276,12 +276,16 @@ def in_order(submitted, source, hand_out):
     - A check cell is the source's, whatever was made of it.
     - Of an id that occurs several times the last copy counts, as in nbgrader; the others are dropped if they are check
       cells, and still run, as ordinary cells, if they are answers.
+    - Cells in another order than the hand-out's, by the ids, are put into that order.
     - A deleted cell is put back below the cell that it follows in the hand-out; an answer is then
       the blank one, unless an editor has dropped the ids and another cell stands in its place.
     """
     originals = {cell.metadata.nbgrader.grade_id: cell for cell in source.cells if "nbgrader" in cell.metadata}
     blanks = {cell.metadata.nbgrader.grade_id: cell for cell in hand_out.cells if "nbgrader" in cell.metadata}
     notebook, notes, changed, restored = copy.deepcopy(submitted), [], [], []
+    if (ordered := as_given(notebook.cells, hand_out.cells, originals)) is not None:
+        notebook.cells = ordered
+        notes.append("the cells stood in another order than in the hand-out and were put back")
     places: dict[str, list[int]] = {}
     for number, cell in enumerate(notebook.cells):
         places.setdefault(grade_id(cell, originals), []).append(number)
@@ -337,6 +341,22 @@ def grade_id(cell, originals) -> str:
     found = cell.metadata.get("nbgrader", {})
     name = found.get("grade_id") if isinstance(found, dict) else None
     return name if isinstance(name, str) and name in originals else ""
+
+
+def as_given(cells: list, given: list, originals) -> list | None:
+    """The cells in the hand-out's order, the learner's own ones behind those that they follow; None if they are in it."""
+    ids = [grade_id(cell, originals) for cell in given]
+    texts = [cell.source.strip() for cell in given]
+    found, last = [], -1
+    for cell in cells:
+        name, text = grade_id(cell, originals), cell.source.strip()
+        known = ids.index(name) if name and name in ids else texts.index(text) if text and text in texts else None
+        last = last if known is None else known
+        found.append((last, bool(name)))
+    graded = list(dict.fromkeys(place for place, named in found if named))
+    if graded == sorted(graded):
+        return None
+    return [cells[number] for number in sorted(range(len(cells)), key=lambda number: found[number][0])]
 
 
 def place_after(above: list, cells: list, originals) -> int:

@@ -149,14 +149,22 @@ from unittest.mock import patch
 
 from clip_adapter_lite.checks import check
 
+
+def backwards(rows, label, seed):  # in the place of order, here: from the last to the first
+    assert label in (0, 1) and seed == 5, (
+        f"order was asked with the label {label} and the seed {seed}; its arguments are rows, label, seed, in this order.")
+    return list(rows)[::-1]
+
+
 labels = [1, 0, 1, 0, 0, 1, 0, 1, 1]
-with patch.dict(globals(), order=lambda rows, label, seed: list(rows)[::-1]):  # here: from the last to the first
-    check("draw(labels, 2, seed=1)", draw(labels, 2, seed=1), [6, 4, 8, 7], {
+with patch.dict(globals(), order=backwards):
+    check("draw(labels, 2, seed=5)", draw(labels, 2, seed=5), [6, 4, 8, 7], {
         "these are places within the class; give rows of `labels`, so hand those to order.": [3, 2, 4, 3],
         "the order is not used; take the first of what order(rows, label, seed) gives.": [1, 3, 0, 2],
         "the rows are sorted after the draw; keep them as order gives them.": [4, 6, 7, 8],
         "these are the last of the order; take the first.": [3, 1, 2, 0],
         "only one class was drawn; draw `shots` pictures of each class.": [6, 4],
+        "there is one of each class too many; [:shots] ends before the place `shots`.": [6, 4, 3, 8, 7, 5],
         "`shots` pictures were drawn in all; draw so many of each class.": [8, 7],
         "these are labels; give the rows of the pictures.": [0, 0, 1, 1],
         "the classes take turns; give all of class 0 first, then all of class 1.": [6, 8, 4, 7],
@@ -167,10 +175,12 @@ def _hidden_draw():
     from random import Random
     from unittest.mock import patch
 
+    from clip_adapter_lite.checks import fresh
+
     def reference(rows, label, seed):
         return sorted(rows, key=lambda row: (row * 7919 + label * 104729 + seed * 1299709) % 1009)
 
-    maker = Random(22)
+    maker = Random(fresh(22))
     with patch.dict(globals(), order=reference):
         for classes, each, shots, seed in ((2, 3, 3, 1), (5, 9, 4, 2), (3, 20, 16, 3)):
             labels = [c for c in range(classes) for _ in range(each + c)]
@@ -248,6 +258,8 @@ def _hidden_pool_episode():
     from random import Random
     from unittest.mock import patch
 
+    from clip_adapter_lite.checks import fresh
+
     def reference(rows, label, seed):
         return sorted(rows, key=lambda row: (row * 7919 + label * 104729 + seed * 1299709) % 1009)
 
@@ -257,7 +269,7 @@ def _hidden_pool_episode():
     def draws(labels, shots, seed):
         return [row for c in range(max(labels) + 1) for row in own_rows(labels, c, seed)[:shots]]
 
-    maker = Random(23)
+    maker = Random(fresh(23))
     with patch.dict(globals(), order=reference, draw=draws):
         for classes, shots, seed in ((2, 1, 1), (4, 3, 2), (3, 4, 3), (3, 8, 4)):
             labels = [c for c in range(classes) for _ in range(14 + c)]
@@ -323,7 +335,9 @@ def _hidden_leaks():
     from random import Random
 
     import torch
-    maker = Random(24)
+
+    from clip_adapter_lite.checks import fresh
+    maker = Random(fresh(24))
     for n, m, d in ((1, 1, 1), (6, 9, 2), (20, 5, 3), (4, 4, 2)):
         support, val = ([[float(maker.randrange(3)) for _ in range(d)] for _ in range(k)] for k in (n, m))
         right = sum(any(all(a == b for a, b in zip(row, other)) for other in support) for row in val)
@@ -387,7 +401,9 @@ def _hidden_probe_loss():
     from random import Random
 
     import torch
-    maker = Random(25)
+
+    from clip_adapter_lite.checks import fresh
+    maker = Random(fresh(25))
     for n, d, c, decay in ((1, 2, 2, 0.0), (5, 3, 4, 0.7), (8, 6, 3, 2.5)):
         V, features = ([[maker.uniform(-1, 1) for _ in range(k)] for _ in range(m)] for m, k in ((d, c), (n, d)))
         b, labels = [maker.uniform(-1, 1) for _ in range(c)], [maker.randrange(c) for _ in range(n)]
@@ -462,7 +478,9 @@ def _hidden_descend():
     from random import Random
 
     import torch
-    maker = Random(26)
+
+    from clip_adapter_lite.checks import fresh
+    maker = Random(fresh(26))
     for d, c, steps, rate in ((1, 2, 1, 0.3), (3, 2, 4, 0.2), (2, 5, 7, 0.05)):
         goal, stretch = ([[maker.uniform(low, 2) for _ in range(c)] for _ in range(d + 1)] for low in (-2, 0.5))
         goals, factors = torch.tensor(goal), torch.tensor(stretch)
@@ -531,7 +549,9 @@ check("report(decays, val, test)", report([1.0, 0.1, 0.01, 0.001], [0.6, 0.8, 0.
 # %% nbgrader={"hidden": "report", "points": 7}
 def _hidden_report():
     from random import Random
-    maker = Random(27)
+
+    from clip_adapter_lite.checks import fresh
+    maker = Random(fresh(27))
     for size in (1, 3, 9, 9):
         decays = [10.0 ** -k for k in range(size)]
         val, test = ([maker.randrange(6) / 8 for _ in range(size)] for _ in range(2))

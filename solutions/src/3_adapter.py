@@ -99,6 +99,8 @@ check("Bottleneck(6, reduction=2)(x)", adapter(x), [[2, 2, -2, -1, 6, -2], [0, 0
     "the ReLU comes before `down`; it stands between the two layers.": [[2, 4, -2, -2, 6, -2], [1, -6, -1, 3, 2, 0]],
     "x is added; that is the blend's business, in exercise 2.": [[3, 4, -2, -2, 7, -2], [2, 0, 1, 1, -1, 2]]})
 assert x.tolist() == [[1, 2, 0, -1, 1, 0], [2, 0, 1, 1, -1, 2]], "Bottleneck: forward changed its input in place."
+assert adapter(x).requires_grad, (
+    "Bottleneck: no gradient reaches its weights, so it could not learn; do without detach, numpy, item and no_grad.")
 check("parameters of Bottleneck(512)", sum(p.numel() for p in Bottleneck(512).parameters()), 131072)
 
 # %% nbgrader={"hidden": "bottleneck", "points": 11}
@@ -106,7 +108,9 @@ def _hidden_bottleneck():
     from random import Random
 
     import torch
-    maker = Random(31)
+
+    from clip_adapter_lite.checks import fresh
+    maker = Random(fresh(31))
     for n, d, reduction in ((1, 4, 4), (5, 8, 2), (3, 9, 4), (4, 12, 1)):
         middle = d // reduction
         down, up, rows = ([[maker.uniform(-1, 1) for _ in range(k)] for _ in range(m)]
@@ -124,7 +128,20 @@ def _hidden_bottleneck():
             hidden = [max(0.0, sum(a * b for a, b in zip(w, x))) for w in down]
             right = [sum(a * b for a, b in zip(w, hidden)) for w in up]
             assert len(row) == d and all(-1e-9 < a - b < 1e-9 for a, b in zip(row, right))
-    assert Bottleneck(8).down.out_features == 2
+        # the gradients that train it, of the sum of all outputs
+        wanted_up = [0.0] * middle
+        adapter(given).sum().backward()
+        for x in rows:
+            for k in range(middle):
+                wanted_up[k] += max(0.0, sum(a * b for a, b in zip(down[k], x)))
+        for row in adapter.up.weight.grad.tolist():
+            assert all(-1e-9 < a - b < 1e-9 for a, b in zip(row, wanted_up))
+        for k, row in enumerate(adapter.down.weight.grad.tolist()):
+            behind = sum(weights[k] for weights in up)
+            for i in range(d):
+                right = behind * sum(x[i] for x in rows if sum(a * b for a, b in zip(down[k], x)) > 0)
+                assert -1e-9 < row[i] - right < 1e-9
+    assert list(Bottleneck(8).down.weight.shape) == [2, 8]
 
 
 _hidden_bottleneck()
@@ -171,7 +188,12 @@ check("blend(adapted, features, 0.25)", blend(adapted, features, 0.25), [[1, 6],
     "the features are not weighted; they get 1 − α.": [[1, 8], [-1.5, 6.5]],
     "the adapter's answer is not weighted; it gets α.": [[4, 6], [0.5, 6.5]],
     "the features are missing: give α A(f) + (1 − α) f.": [[1, 0], [0.5, 0.5]],
-    "neither part is weighted: give α A(f) + (1 − α) f.": [[4, 8], [0, 8]]})
+    "neither part is weighted: give α A(f) + (1 − α) f.": [[4, 8], [0, 8]],
+    "the blend is brought to length 1; that comes in exercise 3.": [[0.164399, 0.986394], [-0.196116, 0.980581]],
+    "both parts are brought to length 1 first; blend them as they are.": [[0.25, 0.75], [-0.060394, 0.888289]]})
+moving = adapted.clone().requires_grad_(True)
+assert blend(moving, features, 0.25).requires_grad, (
+    "blend(…): no gradient comes through, so the adapter could not learn; do without detach, numpy, item and no_grad.")
 assert features.tolist() == [[0, 8], [-2, 6]] and adapted.tolist() == [[4, 0], [2, 2]], (
     "blend(…): the input was changed in place; make a new tensor, without *= and +=.")
 
@@ -180,7 +202,9 @@ def _hidden_blend():
     from random import Random
 
     import torch
-    maker = Random(32)
+
+    from clip_adapter_lite.checks import fresh
+    maker = Random(fresh(32))
     for n, d, alpha in ((1, 3, 0.3), (4, 2, 0.85), (2, 5, 0.0), (3, 3, 1.0)):
         adapted, features = ([[maker.uniform(-3, 3) for _ in range(d)] for _ in range(n)] for _ in range(2))
         given = [torch.tensor(x, dtype=torch.float64) for x in (adapted, features)]
@@ -189,6 +213,12 @@ def _hidden_blend():
         for row, a, f in zip(found, adapted, features):
             right = [alpha * p + (1 - alpha) * q for p, q in zip(a, f)]
             assert len(row) == d and all(-1e-9 < p - q < 1e-9 for p, q in zip(row, right))
+        given = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (adapted, features)]
+        upstream = [[maker.uniform(-1, 1) for _ in range(d)] for _ in range(n)]
+        (blend(*given, alpha) * torch.tensor(upstream, dtype=torch.float64)).sum().backward()
+        for x, share in zip(given, (alpha, 1 - alpha)):
+            assert share == 0 and x.grad is None or all(-1e-9 < p - share * q < 1e-9 for row, other in zip(
+                x.grad.tolist(), upstream) for p, q in zip(row, other))
 
 
 _hidden_blend()
@@ -242,7 +272,16 @@ check("cosine_logits(blended, weights, 10)", cosine_logits(blended, weights, 10)
     "neither side is normalised; the cosine needs both at length 1.": [[200, 240, -60], [100, 60, 0]],
     "the columns are brought to length 1, not the rows; a feature is a row, so normalise along the last dimension.":
         [[7.669651, 13.546062, -4.472136], [3.834825, 2.300895, 0]],
-    "rows and columns are exchanged; a row belongs to a picture, a column to a class.": [[8, 10], [9.6, 6], [-6, 0]]})
+    "rows and columns are exchanged; a row belongs to a picture, a column to a class.": [[8, 10], [9.6, 6], [-6, 0]],
+    "these are probabilities: a softmax went over the logits, and cross_entropy does one itself.":
+        [[0.167982, 0.832018, 0], [0.98197, 0.017985, 0.000045]],
+    "a log_softmax went over the logits; leave it to cross_entropy.":
+        [[-1.783901, -0.183901, -15.783901], [-0.018195, -4.018195, -10.018195]],
+    "the scale is exp(logit_scale); here logit_scale is 1/τ already.":
+        [[17621.172636, 21145.407163, -13215.879477], [22026.465795, 13215.879477, 0]]})
+moving = blended.clone().requires_grad_(True)
+assert cosine_logits(moving, weights, 10).requires_grad, (
+    "cosine_logits(…): no gradient comes through, so the adapter could not learn; do without detach, numpy, item, no_grad.")
 assert blended.tolist() == [[3, 4], [0, 2]] and weights.tolist() == [[0, 5], [4, 3], [-2, 0]], (
     "cosine_logits(…): the input was changed in place; write x / length into a new tensor, not x /= length.")
 
@@ -252,7 +291,9 @@ def _hidden_cosine_logits():
     from random import Random
 
     import torch
-    maker = Random(33)
+
+    from clip_adapter_lite.checks import fresh
+    maker = Random(fresh(33))
     for n, c, d, scale in ((1, 2, 3, 1.0), (4, 3, 5, 25.4), (3, 6, 2, 100.0)):
         rows = [[[maker.uniform(-3, 3) for _ in range(d)] for _ in range(k)] for k in (n, c)]
         given = [torch.tensor(x, dtype=torch.float64) for x in rows]
@@ -263,6 +304,14 @@ def _hidden_cosine_logits():
             for j, w in enumerate(rows[1]):
                 right = scale * sum(a * b for a, b in zip(f, w)) / math.hypot(*f) / math.hypot(*w)
                 assert -1e-7 < found[i][j] - right < 1e-7
+        # the gradient that trains the adapter, of the sum of all logits
+        blended = given[0].clone().requires_grad_(True)
+        cosine_logits(blended, given[1], scale).sum().backward()
+        total = [sum(w[i] / math.hypot(*w) for w in rows[1]) for i in range(d)]
+        for f, slope in zip(rows[0], blended.grad.tolist()):
+            size = math.hypot(*f)
+            along = sum(a * b for a, b in zip(f, total)) / size ** 2
+            assert all(-1e-6 < s - scale * (t - along * x) / size < 1e-6 for s, t, x in zip(slope, total, f))
 
 
 _hidden_cosine_logits()
@@ -325,11 +374,15 @@ print("✓ freeze(backbone, adapter)")
 def _hidden_freeze():
     import torch
     from torch import nn
-    torch.manual_seed(34)
+
+    from clip_adapter_lite.checks import fresh
+    torch.manual_seed(fresh(34))
     backbone = nn.Sequential(nn.Sequential(nn.Linear(5, 6), nn.Dropout(0.5)), nn.BatchNorm1d(6), nn.Linear(6, 3))
     adapter = nn.Sequential(nn.Linear(3, 2, bias=False), nn.ReLU(), nn.Linear(2, 3, bias=False))
     before = {key: value.tolist() for key, value in backbone.state_dict().items()}
+    own = [p.tolist() for p in adapter.parameters()]
     found = freeze(backbone, adapter)
+    assert [p.tolist() for p in adapter.parameters()] == own
     for _ in range(2):  # a generator is empty the second time
         assert sorted(id(p) for p in found) == sorted(id(p) for p in adapter.parameters())
     assert all(p.requires_grad for p in adapter.parameters()) and not any(p.requires_grad for p in backbone.parameters())
@@ -391,7 +444,11 @@ check("learning_rates(0.1, 4)", learning_rates(0.1, 4), [0.1, 0.085355, 0.05, 0.
 # %% nbgrader={"hidden": "learning_rates", "points": 6}
 def _hidden_learning_rates():
     import math
-    for peak, steps in ((1.0, 1), (0.002, 7), (0.5, 120)):
+    from random import Random
+
+    from clip_adapter_lite.checks import fresh
+    maker = Random(fresh(35))
+    for peak, steps in ((1.0, 1), (maker.uniform(0.001, 0.9), maker.randrange(5, 9)), (maker.uniform(0.1, 0.9), 120)):
         found = [float(rate) for rate in learning_rates(peak, steps)]
         assert len(found) == steps
         for k, rate in enumerate(found):
@@ -456,7 +513,8 @@ layer.load_state_dict({"weight": torch.tensor([[0.5, -0.2], [0.1, 0.4], [-0.3, 0
 pictures, labels = torch.tensor([[1.0, 2.0], [-1.0, 0.5], [0.5, -1.0]]), torch.tensor([0, 1, 2])
 losses = train(layer, lambda: layer(pictures), labels, [0.1, 0.05, 0.02])
 check("the weights after train(…)", layer.weight, [[0.668715, -0.030103], [-0.069759, 0.242557], [-0.129871, 0.429155]], {
-    "they have not changed; is there an optimizer.step()?": [[0.5, -0.2], [0.1, 0.4], [-0.3, 0.6]],
+    "they have not changed; is there an optimizer.step(), and zero_grad() before backward(), not after it?":
+        [[0.5, -0.2], [0.1, 0.4], [-0.3, 0.6]],
     "the logits went through a softmax before cross_entropy, which does one itself.":
         [[0.668878, -0.029644], [-0.070187, 0.230148], [-0.13028, 0.428976]],
     "the gradients of earlier steps add up; call zero_grad() before each backward().":
@@ -471,7 +529,15 @@ check("the weights after train(…)", layer.weight, [[0.668715, -0.030103], [-0.
         [[0.669609, -0.030367], [-0.069658, 0.242117], [-0.13032, 0.430098]],
     "this is SGD; use AdamW.": [[0.537465, -0.082015], [0.03145, 0.387311], [-0.269424, 0.493344]],
     "this is SGD without weight decay; use AdamW.": [[0.538329, -0.082283], [0.031586, 0.38798], [-0.269915, 0.494303]],
+    "every step has a new optimiser, which knows nothing of the steps before; make one for all of them.":
+        [[0.66907, -0.02974], [-0.07009, 0.2694], [-0.12957, 0.42906]],
+    "the logits were computed once; call logits() anew in every step, since the adapter has changed.":
+        [[0.66907, -0.02974], [-0.07009, 0.2294], [-0.12957, 0.42906]],
+    "the gradients are zero at each step, and only the weight decay works; zero_grad() comes before backward().":
+        [[0.49915, -0.19966], [0.09983, 0.39932], [-0.29949, 0.598981]],
     "one step is missing; make one for each rate.": [[0.649007, -0.049951], [-0.049912, 0.256207], [-0.149781, 0.449198]]})
+assert not (isinstance(losses, list) and any(isinstance(loss, torch.Tensor) for loss in losses)), (
+    "the losses are tensors, each of which keeps its whole computation; note loss.item().")
 check("the losses", losses, [1.53388, 1.320914, 1.223262], {
     "the cross-entropy is summed; take its mean over the pictures.": [4.60164, 3.962742, 3.669787],
     "they are one number; give a list with the loss of each step.": 1.223262,
@@ -484,7 +550,9 @@ def _hidden_train():
 
     import torch
     from torch import nn
-    maker = Random(36)
+
+    from clip_adapter_lite.checks import fresh
+    maker = Random(fresh(36))
     for n, d, c, rates in ((1, 2, 2, [0.3]), (5, 3, 4, [0.2, 0.05, 0.1, 0.01]), (6, 4, 3, [0.01] * 5 + [0.4, 0.02])):
         w, x = ([[maker.uniform(-1, 1) for _ in range(d)] for _ in range(m)] for m in (c, n))
         labels = [maker.randrange(c) for _ in range(n)]
@@ -562,7 +630,9 @@ check("best_ratio(scores)", best_ratio(scores), 0.6, {
 # %% nbgrader={"hidden": "best_ratio", "points": 6}
 def _hidden_best_ratio():
     from random import Random
-    maker = Random(37)
+
+    from clip_adapter_lite.checks import fresh
+    maker = Random(fresh(37))
     for size in (1, 4, 11, 11, 11, 30):
         ratios = [k / 30 for k in range(size)]
         maker.shuffle(ratios)

@@ -116,16 +116,18 @@ check_insert()
 # %% nbgrader={"hidden": "insert", "points": 10}
 def _hidden():
     import torch as _torch
-    generator = _torch.Generator().manual_seed(61)
+
+    from clip_adapter_lite.checks import fresh
+    generator = _torch.Generator().manual_seed(fresh(61))
     for shape, length, unified in [[(3, 5, 4), 4, True], [(3, 5, 4), 2, False], [(1, 3, 2), 1, True], [(4, 4, 3), 4, False],
                                    [(2, 6, 5), 2, True], [(2, 3, 2), 2, False]]:
         rows = _torch.randn(*shape, generator=generator)
         context = _torch.randn(*([] if unified else [shape[0]]), length, shape[2], generator=generator)
         context.requires_grad_(True)
         upstream = _torch.randn(shape[0], length + shape[1], shape[2], generator=generator)
+        lists, c = [rows.tolist(), context.tolist()], 0  # before: a submission may change what it is given
         found = insert(context, rows.clone())
         assert found.shape == (shape[0], length + shape[1], shape[2]), found.shape
-        lists, c = [rows.tolist(), context.tolist()], 0
         for prompt in found.tolist():
             right = lists[0][c][:1] + (lists[1] if unified else lists[1][c]) + lists[0][c][1:]
             place = 0
@@ -179,7 +181,9 @@ check("ends(tokens, 4)", ends(three_names, 4), [7, 8, 6], {
 # %% nbgrader={"hidden": "ends", "points": 6}
 def _hidden():
     import torch as _torch
-    generator = _torch.Generator().manual_seed(62)
+
+    from clip_adapter_lite.checks import fresh
+    generator = _torch.Generator().manual_seed(fresh(62))
     for classes, longest, length in [[5, 8, 4], [1, 3, 1], [7, 20, 16], [3, 5, 2]]:
         rows, right = [], []
         for name in _torch.randint(1, longest - 1, (classes,), generator=generator).tolist():  # words of the name
@@ -262,8 +266,10 @@ check_learn()
 # %% nbgrader={"hidden": "learn", "points": 12}
 def _hidden():
     import torch as _torch
+
+    from clip_adapter_lite.checks import fresh
     e, log = 2.718281828459045, _torch.log
-    generator = _torch.Generator().manual_seed(63)
+    generator = _torch.Generator().manual_seed(fresh(63))
     for n, classes, width, length, scale, steps, rate in [[5, 3, 4, 2, 4.0, 1, 0.5], [4, 4, 3, 1, 10.0, 3, 0.05],
                                                           [6, 2, 5, 3, 1.5, 2, 0.3]]:
         f, mix, bias, start = (_torch.randn(*shape, generator=generator, dtype=_torch.float64)
@@ -290,9 +296,9 @@ def _hidden():
                 count += 1
             return total / count
 
-        found, before = learn(start, weights, f.clone(), labels.clone(), scale, steps, rate), start.tolist()
+        before, numbers, h = start.tolist(), start.reshape(-1).tolist(), 1e-5
+        found = learn(start, weights, f.clone(), labels.clone(), scale, steps, rate)
         assert found.shape == start.shape, found.shape
-        numbers, h = start.reshape(-1).tolist(), 1e-5
         for _ in _torch.arange(steps).tolist():  # gradients from the loss a little to both sides
             slopes, i = [], 0
             for value in numbers:
@@ -379,7 +385,9 @@ check_cache()
 # %% nbgrader={"hidden": "cache", "points": 6}
 def _hidden():
     import torch as _torch
-    generator = _torch.Generator().manual_seed(64)
+
+    from clip_adapter_lite.checks import fresh
+    generator = _torch.Generator().manual_seed(fresh(64))
     for count, width, classes in [[6, 4, 3], [1, 5, 2], [5, 5, 5], [4, 2, 9]]:
         features = _torch.randn(count, width, generator=generator) * 9
         labels = _torch.randint(0, classes, (count,), generator=generator)
@@ -452,8 +460,10 @@ check_affinity()
 # %% nbgrader={"hidden": "affinity", "points": 7}
 def _hidden():
     import torch as _torch
+
+    from clip_adapter_lite.checks import fresh
     e = 2.718281828459045
-    generator = _torch.Generator().manual_seed(65)
+    generator = _torch.Generator().manual_seed(fresh(65))
     for n, count, width, beta in [[4, 6, 5, 1.0], [3, 3, 3, 5.5], [1, 7, 2, 0.3], [5, 1, 8, 20.0]]:
         f, raw = (_torch.randn(rows, width, generator=generator, dtype=_torch.float64) for rows in [n, count])
         keys = []
@@ -515,7 +525,9 @@ check_vote()
 # %% nbgrader={"hidden": "vote", "points": 6}
 def _hidden():
     import torch as _torch
-    generator = _torch.Generator().manual_seed(66)
+
+    from clip_adapter_lite.checks import fresh
+    generator = _torch.Generator().manual_seed(fresh(66))
     for n, count, classes, alpha in [[4, 6, 3, 1.17], [2, 2, 2, 0.0], [1, 9, 4, 20.0], [5, 3, 5, 0.5]]:
         zero_shot, phi = (_torch.rand(n, size, generator=generator, dtype=_torch.float64) * 3 for size in [classes, count])
         labels = _torch.randint(0, classes, (count,), generator=generator).tolist()
@@ -574,7 +586,9 @@ check("search(scores)", search(some_scores), [3.0, 2.0], {
 # %% nbgrader={"hidden": "search", "points": 6}
 def _hidden():
     import torch as _torch
-    generator = _torch.Generator().manual_seed(67)
+
+    from clip_adapter_lite.checks import fresh
+    generator = _torch.Generator().manual_seed(fresh(67))
     for _ in _torch.arange(30).tolist():
         rows = _torch.randint(0, 3, (20, 4), generator=generator).tolist()
         scores = {(row[0] / 2, row[1] * 3.0): (row[2] / 4, row[3] / 8 + 0.1) for row in rows}

@@ -23,7 +23,7 @@ CLASS = {
     "peeks": (f"{BLEND}text = open({str(ROOT / 'solutions' / 'README.md')!r}).read()", {}, "tried to read"),
     "writes": ("{write}\n" + BLEND, {"blend-visible": "0", "blend-hidden": "0"}, "tried to write"),
     "hides": ("zip = lambda *lists: []\ncheck = print\ndef blend(*a):\n    return 0.0",
-              {"blend-visible": "0", "blend-hidden": "0"}, "used the real 'zip'"),
+              {"blend-visible": "0", "blend-hidden": "0"}, "a global name of its own for the built-in 'zip'"),
     "patches": ("import torch, builtins\nbuiltins.zip = lambda *a: []\ntorch.Tensor.tolist = lambda self: [0.0]\n" + BLEND,
                 {}, "rebound builtins.zip"),
     "sleeps": ("def blend(*a):\n    import time\n    time.sleep(1e6)", {"blend-visible": "0", "blend-hidden": "0"},

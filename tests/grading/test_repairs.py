@@ -226,3 +226,12 @@ def test_a_hidden_line_is_found_in_any_output_whatever_its_colours():
                                       traceback=[line.replace("blend", "\x1b[0;31mblend\x1b[0m")])
     assert shows(plain, {line}) and shows(coloured, {line})
     assert not shows(nbformat.v4.new_output("stream", text="assert blend"), {line})
+
+
+def test_reversed_cells_are_put_back_into_the_hand_outs_order(source, hand_out):
+    submitted = answered(hand_out)
+    submitted.cells.reverse()
+    found, notes = in_order(submitted, source, hand_out)
+    assert [name for name in ids(found) if name] == [name for name in ids(source) if name]
+    assert cell(found, "blend").source == "answer to blend" and any("another order" in note for note in notes)
+    assert sum(one.source == "x = 1" for one in found.cells) == 1
