@@ -45,7 +45,8 @@ def written(tmp_path, name, picture, **options):
 
 @pytest.mark.parametrize("name, options", [
     ("a.jpg", {}), ("a.jpg", {"quality": 30, "subsampling": 2}), ("a.jpg", {"progressive": True}), ("a.png", {}),
-    ("a.jpg", {"exif": turned(1)}), ("jpeg-by-another-name.png", {"format": "JPEG"})], ids=str)
+    ("a.jpg", {"exif": turned(1)}), ("jpeg-by-another-name.png", {"format": "JPEG"})],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value) or "plain")
 @pytest.mark.parametrize("size", [(90, 60), (61, 97), (1, 1), (200, 1)])
 def test_files_are_decoded_to_the_bits_of_pil(name, options, size, tmp_path):
     path = written(tmp_path, name, drawn(*size), **options)

@@ -34,6 +34,7 @@ import clip_adapter_lite as cal
 from clip_adapter_lite import plots
 from clip_adapter_lite.datasets import fashion_mnist
 from clip_adapter_lite.inference import zero_shot
+from clip_adapter_lite.questions import ask
 
 # %% [markdown]
 # ## Meet the pocket CLIP
@@ -82,6 +83,9 @@ show(photos, ["photo 1", "photo 2"], width=3.2, guessed=False)
 # **Predict:** which of the four words wins for each photo, and how sure is it?
 
 # %%
+ask("00/words")
+
+# %%
 # NBVAL_CHECK_OUTPUT
 words = ["temple", "flower", "dog", "car"]
 W = cal.classifier_weights(backbone, words, ["a photo of a {}."])
@@ -94,6 +98,9 @@ for found in cal.predict(classifier, backbone, photos, top=2):
 #
 # **Predict:** now the right words are taken away, and only `dog`, `car` and `house` are left. What will it say of the
 # flower?
+
+# %%
+ask("00/others")
 
 # %%
 others = ["dog", "car", "house"]
@@ -137,6 +144,9 @@ print(f"words alone: {100 * before:.0f} % of {len(episode.test)} test pictures; 
 # frozen.
 #
 # **Predict:** 16 pictures of each class, a few seconds of training on a laptop. Where will the accuracy go?
+
+# %%
+ask("00/guess")
 
 # %%
 # NBVAL_CHECK_OUTPUT

@@ -29,6 +29,7 @@ from torch.nn.functional import normalize
 import clip_adapter_lite as cal
 from clip_adapter_lite import plots, widgets
 from clip_adapter_lite.datasets import fashion_mnist, template_set
+from clip_adapter_lite.questions import ask
 
 # %% [markdown]
 # ## Texts become arrows
@@ -48,6 +49,8 @@ print(list(text.shape), "lengths", [round(length) for length in text.norm(dim=1)
 #
 # **Predict:** which two of the five words have the highest cosine?
 
+# %%
+ask("01/cosine")
 
 # %%
 @matplotlib.rc_context(plots.theme())
@@ -114,6 +117,9 @@ print(f"by hand {100 * by_hand:.1f} %, the library {100 * library:.1f} %, guessi
 # **Predict:** you multiply with 100 instead of 25. What happens to the accuracy, and what to the confidence?
 
 # %%
+ask("01/factor")
+
+# %%
 # NBVAL_CHECK_OUTPUT
 own = backbone.logit_scale
 rows, curves = [], {}
@@ -142,6 +148,9 @@ plots.reliability(curves, BACKBONE)
 # ## The words are the classifier
 #
 # **Predict:** you write `stag` instead of `deer`. How many of the deer will still be found?
+
+# %%
+ask("01/stag")
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -185,6 +194,9 @@ print(list(each.shape), "->", list(ensemble.shape), "| as the library has it:", 
 
 # %% [markdown]
 # **Predict:** the paper finds the ensemble slightly better than one prompt. Will it be so here, over twelve banks?
+
+# %%
+ask("01/ensemble")
 
 # %%
 banks = [cal.FeatureBank.load(name, BACKBONE) for name in cal.list_banks(BACKBONE)]

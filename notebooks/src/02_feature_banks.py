@@ -30,6 +30,7 @@ import clip_adapter_lite as cal
 from clip_adapter_lite import plots, widgets
 from clip_adapter_lite.datasets import fashion_mnist
 from clip_adapter_lite.encoding import encode
+from clip_adapter_lite.questions import ask
 
 # %% [markdown]
 # ## Why keep features?
@@ -39,6 +40,9 @@ from clip_adapter_lite.encoding import encode
 #
 # **Predict:** how many pictures a second does the image tower take here? And how many features a second does the
 # adapter?
+
+# %%
+ask("02/speed")
 
 # %%
 backbone, clothes = cal.load_backbone(BACKBONE), fashion_mnist()
@@ -105,6 +109,9 @@ print("the 4 shots are among the 8 of the same seed:", kept)
 # **Predict:** will another seed look much different?
 
 # %%
+ask("02/seed")
+
+# %%
 plots.episode_grid(clothes, shots=4, seed=1)
 
 # %% [markdown]
@@ -162,6 +169,8 @@ cheated = every.loc[every.groupby(["dataset", "shots", "seed"]).accuracy.idxmax(
 #
 # **Predict:** by how many points does that flatter, with just five ratios to choose among?
 
+# %%
+ask("02/flatters")
 
 # %%
 def together(**tables):
@@ -202,6 +211,9 @@ print(f"{len(episode.val)} validation pictures, all of them in the support set: 
 # The default, `CLIPAdapter()`, *learns* α on validation pictures ([notebook 07](07_rq4_learned_ratios.ipynb)).
 #
 # **Predict:** where will α go now? And how does what validation *promises* compare with what test then *gives*?
+
+# %%
+ask("02/leak")
 
 # %%
 # NBVAL_CHECK_OUTPUT

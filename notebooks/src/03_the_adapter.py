@@ -31,6 +31,7 @@ import clip_adapter_lite as cal
 from clip_adapter_lite import plots, widgets
 from clip_adapter_lite.curves import training_curve
 from clip_adapter_lite.methods.clip_adapter import CLIPAdapterHead
+from clip_adapter_lite.questions import ask
 
 # %% [markdown]
 # ## The material: one episode
@@ -90,6 +91,9 @@ class HandAdapter(nn.Module):
 # **Predict:** how many numbers does it train for features of width D? Work it out before you run the cell.
 
 # %%
+ask("03/numbers")
+
+# %%
 # NBVAL_CHECK_OUTPUT
 D = W.shape[1]
 torch.manual_seed(0)
@@ -124,6 +128,9 @@ print("your logits are the library's, to 1e-9")
 
 # %% [markdown]
 # **Predict:** this adapter is still random. What accuracy do you expect at α = 0, and what at α = 1?
+
+# %%
+ask("03/untrained")
 
 # %%
 with torch.no_grad():
@@ -273,6 +280,9 @@ print(official.label, lp_plus.label, sep="\n")
 # **Normalising before.** The raw features are longer than 1. **Predict:** what does the adapter make of `3 * f`?
 
 # %%
+ask("03/length")
+
+# %%
 # NBVAL_CHECK_OUTPUT
 with torch.no_grad():
     trebled = (adapter(3 * f) - 3 * adapter(f)).abs().max().item()
@@ -297,6 +307,9 @@ for relu_, out in outputs.items():
 # the residual does that work.
 #
 # **Predict:** does it cost accuracy? And the missing normalisation? At α = 0.2, on four banks, with 1 and 16 shots:
+
+# %%
+ask("03/relu")
 
 # %%
 banks = [cal.FeatureBank.load(name, BACKBONE) for name in ("pacs-cartoon", "dtd10", "rsscn7", "cifar10")]

@@ -31,6 +31,7 @@ import torch
 import clip_adapter_lite as cal
 from clip_adapter_lite import plots, widgets
 from clip_adapter_lite.datasets import fashion_mnist
+from clip_adapter_lite.questions import ask
 
 # %% [markdown]
 # ## The claim
@@ -48,6 +49,9 @@ print("protocol:", *reference.attrs["protocol"].split("; "), sep="\n  ")
 
 # %% [markdown]
 # **Predict:** which method gains most from more shots? Which would you take with a single picture per class?
+
+# %%
+ask("04/probe")
 
 # %%
 main = ["zero-shot", "linear-probe", "coop", "clip-adapter"]
@@ -96,6 +100,9 @@ plots.differences(overall.values(), "pocket")
 # An average over shots can hide a change of sign. The claim is about few shots, so ask shot by shot.
 #
 # **Predict:** against which rival does the margin shrink with shots?
+
+# %%
+ask("04/margin")
 
 # %%
 by_shots = {f"minus {plots.NAMES[rival]}\n{shots} shot{'s' * (shots > 1)}":
@@ -150,6 +157,9 @@ if BACKBONE == "pocket":
 # the backbone itself.
 #
 # **Predict:** which has the most numbers to learn? Which takes longest to train?
+
+# %%
+ask("04/cost")
 
 # %%
 episode = cal.FeatureBank.load("cifar10", BACKBONE).episode(shots=16, seed=1)
@@ -212,6 +222,9 @@ if BACKBONE == "pocket":
 # What the name is worth is what zero-shot accuracy measures.
 #
 # **Predict:** will CLIP-Adapter gain more on `pacs-photo` or on `gtsrb` (German traffic signs)?
+
+# %%
+ask("04/where")
 
 # %%
 plots.gain_scatter(reference, "clip-adapter", "linear-probe", reference="zero-shot", shots=1)

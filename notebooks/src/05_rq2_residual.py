@@ -27,6 +27,7 @@ from clip_adapter_lite import plots, widgets
 from clip_adapter_lite.curves import training_curve
 from clip_adapter_lite.datasets import fashion_mnist
 from clip_adapter_lite.finetuning import finetune_text, finetune_visual
+from clip_adapter_lite.questions import ask
 
 banks = [cal.FeatureBank.load(name, BACKBONE) for name in ("pacs-photo", "dtd10")]
 
@@ -51,6 +52,9 @@ for reduction in (4, 1):
 #
 # What the residual keeps is worth as much as zero-shot CLIP is. So we take a bank where that is much and one where it is
 # little.
+
+# %%
+ask("05/keeps")
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -96,6 +100,9 @@ plots.differences(found, BACKBONE)
 # **Predict:** how often does it end above 0.9, next to no residual at all?
 
 # %%
+ask("05/high")
+
+# %%
 # NBVAL_CHECK_OUTPUT
 reference = cal.reference()
 learned = reference[reference.method == "clip-adapter"]
@@ -130,6 +137,9 @@ if BACKBONE == "pocket":
 # textures.
 #
 # **Predict:** which setting has the largest gap at the end?
+
+# %%
+ask("05/gap")
 
 # %%
 episode = cal.FeatureBank.load("dtd10", BACKBONE).episode(shots=4, seed=1)
@@ -175,6 +185,9 @@ for bank in banks:
 # **Predict:** where does it cost more, at α = 0.2 or at α = 1?
 
 # %%
+ask("05/second")
+
+# %%
 relu = cal.sweep(banks, cal.CLIPAdapter(), {"alpha": [0.2, 1.0], "final_relu": [False, True]}, [4], seeds, jobs=2)
 relu["method"] = relu.final_relu.map({True: "second ReLU", False: "one ReLU"})
 plots.accuracy_bars(relu.drop(columns="final_relu").rename(columns={"alpha": "α"}), by="α", hue="method")
@@ -197,6 +210,9 @@ plots.differences(cost, BACKBONE)
 # text tower, and the last block of the image tower. Both on Fashion-MNIST, whose pictures ship with the library.
 #
 # **Predict:** the text tower has about twenty times the adapter's parameters. Better or worse with 4 shots?
+
+# %%
+ask("05/tower")
 
 # %%
 clothes = cal.FeatureBank.load("fashion-mnist", BACKBONE).episode(shots=4, seed=1)
