@@ -15,7 +15,7 @@ from clip_adapter_lite.shards import Shards
 PACKAGE = Path(cal.__file__).parent
 COMMANDS = {name: [parameter for parameter in command.params if parameter.param_type_name == "option"]
             for name, command in typer.main.get_command(cli.app).commands.items()}
-OPTIONS = {name: {option for parameter in parameters for option in parameter.opts} | {"--help"}
+OPTIONS = {name: {option for parameter in parameters for option in parameter.opts + parameter.secondary_opts} | {"--help"}
            for name, parameters in COMMANDS.items()}
 FUNCTIONS = [*(value for value in vars(cal).values() if inspect.isfunction(value)), cal.FeatureBank.load,
              cal.FeatureBank.episode, load_dataset, reproduce.reproduce, Shards.__init__]

@@ -180,7 +180,7 @@ def test_the_playground_encodes_what_is_typed_and_needs_no_backbone_before(spoke
 
 @pytest.mark.parametrize("control, typed, says", [
     ("classnames", "", "There are 0 class names but words has 3 classes"), ("classnames", " , cat, ,dog", "There are 2"),
-    ("template", "a photo", "The template 'a photo' has no {}"), ("template", "", "The template '' has no {}"),
+    ("template", "a photo", "The template 'a photo' has no {}"), ("template", "", "templates must be texts"),
     ("classnames", "<b>cat</b>", "There are 1 class names")])
 def test_words_that_cannot_be_are_one_sentence(spoken, control, typed, says):
     widget = widgets.prompt_playground(*spoken)
