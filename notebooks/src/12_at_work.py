@@ -11,7 +11,7 @@
 # **Prerequisites:** [02](02_feature_banks.ipynb) and [03](03_the_adapter.ipynb); [09](09_distribution_shift.ipynb) for
 # calibration.
 #
-# **Minutes:** about 20 minutes to read, 40 s to run on two cores.
+# **Minutes:** about 20 minutes to read, 20 s to run on two cores.
 #
 # **Whose features:** the pocket CLIP's. Its image tower was trained on ImageNet with labels: nothing here is a claim about
 # OpenAI's CLIP.
