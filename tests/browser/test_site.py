@@ -142,6 +142,18 @@ def test_search_finds_a_word_in_the_notebooks(site, browser):
     assert "notebooks/03_the_adapter.html" in " ".join(a.get_attribute("href") for a in found)
 
 
+def test_a_quick_question_answers_without_a_kernel(site, browser):
+    browser.get((site / "notebooks/01_zero_shot_clip.html").as_uri())
+    first, = browser.find_elements(By.CSS_SELECTOR, ".quick-question")[:1]
+    reasons = lambda: [one for one in first.find_elements(By.CSS_SELECTOR, ".right, .wrong")
+                       if one.is_displayed()]
+    assert reasons() == []
+    for option in first.find_elements(By.TAG_NAME, "summary"):
+        browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", option)
+        option.click()
+        assert len(reasons()) == 1  # the one before is closed
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_text_stands_out_in_both_themes(site, browser, theme):
     """WCAG's 7 to 1, of the text and of a widget's notice, which stand on the page's own ground."""

@@ -29,6 +29,9 @@ draw = numpy.random.default_rng(0)
 labels = numpy.arange(60) % 3
 panels = {(s, p, 0): draw.normal(size=(60, 2)) + 3 * labels[:, None] for s in ("CLIP", "adapted") for p in (10, 30)}
 table = cal.compare([bank], ["zero-shot", cal.CLIPAdapter(alpha=0.2, steps=5)], shots=[1, 2], seeds=[1, 2])
+strangers = cal.open_set(bank, cal.CLIPAdapter(alpha=0.2, steps=5), shots=2, false_reject=0.1)
+kept, held_out = bank.hold_out()
+fitted = cal.CLIPAdapter(alpha=0.2, steps=5).fit(kept.episode(2, 1))
 """
 # For each widget: the cell that makes it, the control to move (its label), the keys, and what the picture then says.
 CELLS = {
@@ -39,12 +42,15 @@ CELLS = {
     "ablation_explorer": ("widgets.ablation_explorer([bank])", "both", [Keys.SPACE], "both, D/4, α = 0.2"),
     "method_explorer": ("widgets.method_explorer(table)", "clip-adapter(alpha", [Keys.SPACE], "clip-adapter(alpha="),
     "manifold_explorer": ("widgets.manifold_explorer(panels, labels, ['cat', 'dog', 'owl'], 'pocket')", "30", [Keys.SPACE],
-                          "perplexity 30, seed 0")}
+                          "perplexity 30, seed 0"),
+    "rejection_explorer": ("widgets.rejection_explorer(strangers)", "Threshold", [Keys.ARROW_RIGHT], "None of these"),
+    "sets_explorer": ("widgets.sets_explorer(fitted, held_out, episode.test)", "Promised", [Keys.ARROW_LEFT], "promised 85 %")}
+QUESTION = "from clip_adapter_lite.questions import ask\nask('03/numbers')"
 STATIC = "plots.alpha_history({0.2: (0.9, 0.8)}, 0.75, 'pocket')"
 
 
 def write_notebook(path: Path) -> None:
-    sources = [SETUP, STATIC, *(cell for cell, *_ in CELLS.values())]
+    sources = [SETUP, STATIC, *(cell for cell, *_ in CELLS.values()), QUESTION]
     cells = [{"cell_type": "code", "id": f"cell-{i}", "execution_count": None, "metadata": {}, "outputs": [],
               "source": source} for i, source in enumerate(sources)]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
@@ -164,3 +170,17 @@ def test_what_cannot_be_is_a_sentence_in_the_widget_and_never_a_traceback(browse
 def test_a_figure_as_the_last_expression_shows_itself(browser):
     (image,) = cell(browser, 1).find_elements(By.CSS_SELECTOR, ".jp-RenderedImage img")
     assert image.get_attribute("src").startswith("data:image/png")
+
+
+def test_a_number_typed_into_a_quick_question_is_judged_and_moves_no_cell(browser):
+    """JupyterLab's own keys, a digit for a heading among them, stay out of it."""
+    place = cell(browser, 2 + len(CELLS))
+    box = place.find_element(By.CSS_SELECTOR, ".quick-question input")
+    reasons = lambda: [one.get_attribute("class") for one in place.find_elements(By.CSS_SELECTOR, ".right, .wrong")
+                       if one.is_displayed()]
+    assert reasons() == []
+    box.send_keys("13", Keys.ENTER)
+    wait(browser, lambda _: reasons() == ["wrong"])
+    box.send_keys("1072", Keys.ENTER)
+    wait(browser, lambda _: reasons() == ["right"])
+    assert len(browser.find_elements(By.CSS_SELECTOR, ".jp-Notebook .jp-CodeCell")) == 3 + len(CELLS)
