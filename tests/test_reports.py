@@ -51,7 +51,7 @@ def test_a_report_without_names_gives_places(judged):
 def test_only_the_most_confused_classes_are_drawn(judged):
     figure = confusion(cal.report(*judged), "toy", most=2)
     assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["a", "b"]
-    assert "the 2 of 3 classes confused most" in figure.axes[0].get_title("left")
+    assert "the 2 of 3 classes of the pairs confused most" in figure.axes[0].get_title("left")
 
 
 def test_reports_refuse(judged, tmp_path, expect_refused):

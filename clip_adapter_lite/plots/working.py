@@ -12,15 +12,19 @@ MOST = 30  # classes that are named on the axes
 def confusion(report, title: str, backbone: str | None = None, most: int = MOST) -> Figure:
     """A confusion matrix of a `Report`, each row in shares of its class, the diagonal in grey.
 
-    Of more than `most` classes those are drawn that are confused most (as the true class or the
-    prediction).
+    Of more than `most` classes those are drawn that make up the pairs confused most often.
     """
     import numpy
     matrix = numpy.asarray(report.confusion)
     wrong = matrix - numpy.diag(matrix.diagonal())
     classes, chosen = len(matrix), numpy.arange(len(matrix))
     if classes > most:
-        chosen = numpy.sort(numpy.argsort(-(wrong.sum(0) + wrong.sum(1)), kind="stable")[:most])
+        named = {}  # an ordered set: true and predicted class of the worst pair, of the next …
+        for pair in numpy.argsort(-wrong, axis=None, kind="stable").tolist():
+            named |= dict.fromkeys(divmod(pair, classes))
+            if len(named) >= most:
+                break
+        chosen = numpy.sort(list(named)[:most])
     part = matrix[numpy.ix_(chosen, chosen)]
     shares = 100 * part / numpy.maximum(matrix.sum(1)[chosen], 1)[:, None]
     off = numpy.ma.masked_where(numpy.eye(len(part), dtype=bool), shares)
@@ -43,7 +47,7 @@ def confusion(report, title: str, backbone: str | None = None, most: int = MOST)
     axis.set(xlabel="predicted", ylabel="true class")
     axis.grid(False)
     axis.tick_params(length=0)
-    which = f"; the {most} of {classes} classes confused most" if classes > most else ""
+    which = f"\nthe {most} of {classes} classes of the pairs confused most" if classes > most else ""
     axis.set_title(f"{title}: {count(report.images, 'test image')}, "
                    f"{100 * report.accuracy:.1f} % right{which}", loc="left")
     figure.colorbar(drawn, ax=axis, shrink=0.6, label="% of the true class")

@@ -67,7 +67,7 @@ report.worst(5)[["true", "predicted", "count", "share"]].round(2)
 plots.confusion(report, bank.dataset, BACKBONE, most=12)
 
 # %% [markdown]
-# *Figure: the twelve classes that are confused most; rows are true classes, colour is a share of the row.*
+# *Figure: twelve classes of the pairs confused most; rows are true classes, colour is a share of the row.*
 #
 # A bank of your own folder knows its pictures' names, and `report.worst()` tells them.
 #

@@ -44,7 +44,8 @@ CELLS = {
     "manifold_explorer": ("widgets.manifold_explorer(panels, labels, ['cat', 'dog', 'owl'], 'pocket')", "30", [Keys.SPACE],
                           "perplexity 30, seed 0"),
     "rejection_explorer": ("widgets.rejection_explorer(strangers)", "Threshold", [Keys.ARROW_RIGHT], "None of these"),
-    "sets_explorer": ("widgets.sets_explorer(fitted, held_out, episode.test)", "Promised", [Keys.ARROW_LEFT], "promised 85 %")}
+    "sets_explorer": ("widgets.sets_explorer(fitted, held_out, episode.test)", "Promised", [Keys.ARROW_LEFT],
+                      "promised 85 %")}
 QUESTION = "from clip_adapter_lite.questions import ask\nask('03/numbers')"
 STATIC = "plots.alpha_history({0.2: (0.9, 0.8)}, 0.75, 'pocket')"
 
