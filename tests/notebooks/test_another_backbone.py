@@ -1,4 +1,4 @@
-"""All twelve notebooks with one variable changed, the whole path: the course's banks are made from small real files in the
+"""All notebooks with one variable changed, the whole path: the course's banks are made from small real files in the
 public datasets' layouts with a CLIP whose image tower is built as RN50's (random weights), and the notebooks run on them.
 
 Random features: only that the notebooks run is checked.
