@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy, normalize
 from .errors import BankError
 from .naming import count
 from .splits import Split, predicted
-from .values import shown
+from .values import plain, shown
 
 SCALINGS = ("temperature", "sals", "none")
 FEW = 100  # images below which a temperature is little more than a guess
@@ -182,6 +182,7 @@ def calibrate(classifier, held_out: Split | None, *, scaling: str = "temperature
     """
     if scaling not in SCALINGS:
         raise ValueError(f"scaling must be one of {', '.join(SCALINGS)}; got {shown(scaling)}.")
+    false_reject, coverage = plain(false_reject), plain(coverage)
     for name, share in (("false_reject", false_reject), ("coverage", coverage)):
         if share is not None and not (isinstance(share, (int, float)) and 0 < share < 1):
             raise ValueError(f"{name} must be between 0 and 1, such as "

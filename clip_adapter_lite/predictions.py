@@ -18,6 +18,7 @@ from .inference import Prediction, predictions_of, style_for
 from .methods import Classifier
 from .naming import count
 from .progress import bar
+from .values import whole_number
 
 KINDS = (".csv", ".jsonl")
 
@@ -77,7 +78,7 @@ def predict_files(classifier: Classifier, backbone: Backbone, given: Sequence[st
     Raises OSError, naming all of them, for unreadable pictures, once everything else is finished;
     FileExistsError for a file that is there, and ValueError for another suffix, before any work.
     """
-    out = located(out)
+    out, top = located(out), whole_number(top, "top")
     if out.suffix.lower() not in KINDS:
         raise ValueError(f"Predictions are written as .csv or .jsonl; got {out}, so give --out "
                          f"{out.stem or 'predictions'}.csv (out=…).")
