@@ -82,7 +82,10 @@ def test_means_and_deviations_are_those_of_a_loop(drawn):
 def test_a_difference_is_the_mean_over_pairs_and_turns_with_its_names(drawn, names, metric, resamples):
     table, fault, honest = drawn
     found = unchanged(table, cal.paired_bootstrap, *names, metric=metric, resamples=resamples)
-    sound = fault in ("", "big numbers") or fault in ("nan", "inf", "words") and metric == "labelled"
+    if names == ("X", "X") and fault:  # rows of the other method are not looked at
+        return
+    sound = fault in ("", "big numbers") or metric == "labelled" and (
+        fault in ("nan", "inf", "words") or fault == "no column" and "accuracy" not in table)
     if not sound or not {*names} <= {"X", "Y"} or metric not in ("accuracy", "labelled") or resamples in (0, 2.5, "9"):
         if fault != "big numbers":
             assert found is None
