@@ -23,7 +23,7 @@ def nbval(notebook: Path, folder: Path) -> tuple[dict[int, bool], str]:
     compared, here = folder / "compared.json", Path(__file__).parent
     startup = folder / "ipython" / "profile_default" / "startup"
     startup.mkdir(parents=True, exist_ok=True)
-    (startup / "titles.py").write_text("import titles\n")  # a module of its own: a notebook's names are not its names
+    (startup / "look.py").write_text("import titles\n")  # a module of its own, apart from a notebook's names
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=900", "-q",
          "--color=no", "-p", "nbval_compared", "-p", "no:cacheprovider", f"--rootdir={NOTEBOOKS.parent}", str(notebook)],
