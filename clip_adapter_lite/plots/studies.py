@@ -167,8 +167,10 @@ def heat_map(table, x: str = "alpha", y: str = "reduction", metric: str = "accur
         axis.set_title(title)
         axis.tick_params(axis="y", rotation=0)
     _outer(axes, columns, x, y)
-    figure.suptitle(f"{METRICS.get(metric, metric)} (%), {seeds_of(table)}; outlined: chosen on "
-                    "validation", fontsize=11)
+    title = f"{METRICS.get(metric, metric)} (%), {seeds_of(table)}; outlined: chosen on validation"
+    if 0.09 * len(title) > figure.get_figwidth():  # inches of a letter
+        title = title.replace("; ", "\n")
+    figure.suptitle(title, fontsize=11)
     footer(figure, table.backbone.unique())
     return figure
 
