@@ -29,6 +29,7 @@ class OpenSet:
     rejected: float
     known: Tensor
     unknown: Tensor
+    backbone: str | None = None  # whose features
 
     def __str__(self):
         return (f"With {len(self.left_out)} classes left out of the fit, the threshold rejects "
@@ -71,4 +72,4 @@ def open_set(bank: FeatureBank, method: Method, shots: int | str = 16, seed: int
     return OpenSet(left_out=unknown.classnames, threshold=fitted.calibration.threshold,
                    auroc=float(roc_auc_score(truth.numpy(), torch.cat(scores).numpy())),
                    promised=false_reject, false_reject=rejected[0], rejected=rejected[1],
-                   known=scores[0], unknown=scores[1])
+                   known=scores[0], unknown=scores[1], backbone=bank.backbone)

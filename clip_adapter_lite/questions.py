@@ -45,7 +45,7 @@ class Question:
         if self.between:
             low, high = self.between
             body = (f'<input type="number" step="any" required min="{low}" max="{high}" '
-                    f'aria-label="your answer" data-lm-suppress-shortcuts="true"> then Enter or Tab'
+                    f'aria-label="your answer" data-lm-suppress-shortcuts="true"> then Tab'
                     f'{said("right", escape(self.right))}{said("wrong", escape(self.wrong))}')
         else:
             body = "".join(f'<details name="{self.key}"><summary>{escape(text)}</summary>'

@@ -59,10 +59,11 @@ def confusion(report, title: str, backbone: str | None = None, most: int = MOST)
 def rejection(found, threshold: float | None = None, backbone: str | None = None) -> Figure:
     """The scores of an `OpenSet`: known pictures above, left-out ones below, and the threshold.
 
-    threshold: another than the calibrated one.
+    threshold: another than the calibrated one. backbone: the one that it was measured with.
     """
     import numpy
     threshold = found.threshold if threshold is None else threshold
+    backbone = backbone or found.backbone
     known, unknown = (numpy.asarray(scores) for scores in (found.known, found.unknown))
     edges = numpy.histogram_bin_edges(numpy.concatenate([known, unknown]), 40)
     figure = Figure(figsize=(8, 3.4), layout="constrained")

@@ -180,8 +180,8 @@ def test_a_number_typed_into_a_quick_question_is_judged_and_moves_no_cell(browse
     reasons = lambda: [one.get_attribute("class") for one in place.find_elements(By.CSS_SELECTOR, ".right, .wrong")
                        if one.is_displayed()]
     assert reasons() == []
-    box.send_keys("13", Keys.ENTER)
+    box.send_keys("13", Keys.TAB)
     wait(browser, lambda _: reasons() == ["wrong"])
-    box.send_keys("1072", Keys.ENTER)
+    box.send_keys("1072", Keys.TAB)
     wait(browser, lambda _: reasons() == ["right"])
     assert len(browser.find_elements(By.CSS_SELECTOR, ".jp-Notebook .jp-CodeCell")) == 3 + len(CELLS)
