@@ -29,7 +29,7 @@ test-fast: setup  ## no notebooks, browser or grader; under five minutes
 	$(TIMED) layers $(BIN)/lint-imports --no-cache
 	$(TIMED) unit-tests $(BOTH) --dist loadfile -m "not slow and not notebook and not browser and not grader" --durations=5
 
-test: setup browser  ## everything, half an hour; installs Chromium for its browser tests where it may
+test: setup browser  ## everything, under forty minutes; installs Chromium for its browser tests where it may
 	$(TIMED) lint $(BIN)/ruff check $(CHECKED)
 	$(TIMED) layers $(BIN)/lint-imports --no-cache
 	$(TIMED) unit-tests $(BOTH) --dist loadfile -m "not notebook and not browser and not grader" --durations=10
