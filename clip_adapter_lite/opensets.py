@@ -32,8 +32,9 @@ class OpenSet:
     backbone: str | None = None  # whose features
 
     def __str__(self):
-        return (f"With {len(self.left_out)} classes left out of the fit, the threshold rejects "
-                f"{100 * self.rejected:.1f} % of their {count(len(self.unknown), 'test image')} and "
+        left = "1 class" if len(self.left_out) == 1 else f"{len(self.left_out)} classes"
+        return (f"With {left} left out of the fit, the threshold rejects {100 * self.rejected:.1f} % "
+                f"of {count(len(self.unknown), 'test image')} of theirs and "
                 f"{100 * self.false_reject:.1f} % of {len(self.known)} of the others "
                 f"(promised: at most {100 * self.promised:g} %); AUROC {self.auroc:.3f}")
 
