@@ -62,11 +62,14 @@ def export_classifier(classifier: Classifier, out: str | Path,
         logits, probabilities = program(features)
 
     Before the file gets its name, it is loaded again and compared with the classifier on random
-    inputs of other numbers of rows. Raises ValueError for a method that torch.export cannot trace or
-    that gives other outputs, and for a backbone that is not the one fitted on; OSError if the disk
-    does not take it, or something that is no export lies there.
+    inputs of other numbers of rows. Raises ValueError for another suffix than .pt2, for a method
+    that torch.export cannot trace or that gives other outputs, and for a backbone that is not the
+    one fitted on; OSError if the disk does not take it, or something that is no export lies there.
     """
     out = located(out)
+    if out.suffix != ".pt2":
+        raise ValueError(f"An export is a program of torch.export, a .pt2 file; got {out}, so give "
+                         f"--out {out.stem or 'exported'}.pt2 (out=…).")
     may_write(out, _ours, "exported classifier")
     about = {"classnames": classifier.classnames, "method": classifier.method.label,
              "origin": classifier.origin, "input": "features [N, D]", "threshold": None,

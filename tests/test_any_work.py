@@ -109,3 +109,33 @@ def test_tables_of_pictures_are_what_predict_says_and_nothing_is_lost(tmp_path_f
     for row in rows:
         wanted = cal.predict(picture_classifier(), tower(), row[0], top=1)[0][0]
         assert row[1] == wanted[0] and abs(float(row[2]) - wanted[1]) < 1e-3
+
+
+@given(st.sampled_from([2, numpy.int64(1), "all", 0, -1, 1.5, "2", None, True, 99]), shares)
+@settings(max_examples=40, deadline=None)
+def test_an_open_set_is_measured_or_says_what_is_wrong(shots, reject):
+    found = result(cal.open_set, bank(), cal.ZeroShot(device="cpu"), shots=shots, false_reject=reject)
+    sound = shots in (2, 1, "all") and not isinstance(shots, (bool, float)) and number(reject) in GOOD
+    assert found is None or sound
+    if found:
+        assert 0 <= found.auroc <= 1
+        assert found.rejected == (found.unknown.double() < found.threshold).double().mean().item()
+
+
+@given(st.sampled_from(["a.pt2", "new/ä b.pt2", "a.onnx", "a", ".", "taken.pt2"]))
+@settings(max_examples=12, deadline=None)
+def test_an_export_goes_where_it_was_sent_or_nowhere(tmp_path_factory, name):
+    folder = tmp_path_factory.mktemp("export")
+    out = folder / name
+    if name == "taken.pt2":
+        out.write_text("mine")
+    found = result(cal.export_classifier, zero_shot(), out)
+    assert (found is not None) == (name in ("a.pt2", "new/ä b.pt2"))
+    if found is None:
+        assert [path.name for path in folder.iterdir()] == (["taken.pt2"] if name == "taken.pt2" else [])
+        assert name != "taken.pt2" or out.read_text() == "mine"
+    else:
+        x = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
+        logits, shares = torch.export.load(out).module()(x)
+        torch.testing.assert_close(logits.double(), zero_shot().logits(x).double(), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(shares, logits.softmax(1))
