@@ -7,7 +7,7 @@ BOTH = env OMP_NUM_THREADS=1 $(PYTEST) -n 2  # two processes of one thread each 
 SITE = $(BIN)/python -m sphinx -q -E -W --keep-going -c docs . _site  # all pages anew: a second run must not forget a warning
 CHECKED = clip_adapter_lite docs notebooks solutions tests
 
-.PHONY: setup browser demo test test-fast bench reference notebooks colab exercises grade site lab clean
+.PHONY: setup browser walls demo test test-fast bench reference notebooks colab exercises grade site lab clean
 
 setup: .venv/ready
 
@@ -21,6 +21,10 @@ browser:  # Chromium for the widgets' and the site's tests, where it is missing 
 	@command -v chromium chromedriver >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium chromium-driver \
 		>/dev/null; } || echo "No chromium and chromium-driver, and they could not be installed: the browser tests will skip."
 
+walls:  # bubblewrap, behind which the grader runs submissions; on macOS, and without it, it runs them as you and says so
+	@command -v bwrap >/dev/null || { apt-get update -qq && apt-get install -y -qq bubblewrap >/dev/null; } \
+		|| echo "No bubblewrap, and it could not be installed: the grader's tests of its walls will skip."
+
 demo: setup  ## the main job: four methods on three bundled banks, under three minutes on two cores
 	$(BIN)/clip-adapter-lite compare
 
@@ -29,7 +33,7 @@ test-fast: setup  ## no notebooks, browser or grader; under five minutes
 	$(TIMED) layers $(BIN)/lint-imports --no-cache
 	$(TIMED) unit-tests $(BOTH) --dist loadfile -m "not slow and not notebook and not browser and not grader" --durations=5
 
-test: setup browser  ## everything, under forty minutes; installs Chromium for its browser tests where it may
+test: setup browser walls  ## everything, under forty minutes; installs Chromium and bubblewrap for its tests where it may
 	$(TIMED) lint $(BIN)/ruff check $(CHECKED)
 	$(TIMED) layers $(BIN)/lint-imports --no-cache
 	$(TIMED) unit-tests $(BOTH) --dist loadfile -m "not notebook and not browser and not grader" --durations=10

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 import nbformat
+from sealing import sealed
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 from traitlets.config import Config
@@ -52,9 +53,10 @@ def settings(root: Path) -> Config:
 
 
 def source_notebook(source: Path):
-    """The nbgrader source notebook of a percent source: set-up cell, full metadata, deterministic ids, no outputs.
+    """The nbgrader source notebook of a percent source: set-up cell, full metadata, deterministic ids, sealed and folded
+    checks, no outputs.
 
-    Raises ValueError, in one sentence, for everything that `expanded` refuses.
+    Raises ValueError, in one sentence, for everything that `expanded` and `sealed` refuse.
     """
     notebook = NOTEBOOKS.converted(source, NOTEBOOKS.repository())
     name = source.stem
@@ -63,6 +65,7 @@ def source_notebook(source: Path):
         if cell.cell_type == "markdown":  # the badge leads to the hand-out
             cell.source = cell.source.replace(f"/main/notebooks/{name}.ipynb", f"/main/exercises/{name}/{name}.ipynb")
     expanded(notebook)
+    sealed(notebook)
     return notebook
 
 
@@ -186,8 +189,19 @@ def refuse_answers(name: str, source, hand_out) -> None:
             kept = [line for line in lines if line in given[grade_id] and line not in outside and len(line.strip()) > 3]
             if kept:
                 raise ValueError(f"{name}: the hand-out's cell {grade_id!r} holds a line of the answer: {kept[0].strip()}")
+            given_away = [code for code in second_hints(hand_out) if squeezed(code) in squeezed("\n".join(lines))]
+            if given_away:
+                raise ValueError(f"{name}: a second hint holds a piece of the answer to {grade_id!r}: {given_away[0]}")
         elif cell.source.startswith(HIDDEN_NOTE) and given[grade_id].strip() != HIDDEN_NOTE:
             raise ValueError(f"{name}: the hand-out shows the hidden test {grade_id!r}.")
+
+
+def second_hints(notebook) -> list[str]:
+    """The code in second hints that is more than a name or a call without arguments, and so may be an answer."""
+    texts = re.findall(r"<summary>Hint 2</summary>(.*?)</details>", "\n".join(
+        cell.source for cell in notebook.cells if cell.cell_type == "markdown"), re.DOTALL)
+    found = [one or other for text in texts for one, other in re.findall(r"`([^`]+)`|<code>(.*?)</code>", text, re.DOTALL)]
+    return [code for code in found if len(squeezed(code)) > 11 and not re.fullmatch(r"[\w.]+(\(\))?", code.strip())]
 
 
 def squeezed(source: str) -> str:

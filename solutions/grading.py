@@ -28,8 +28,9 @@ from nbgrader.converters.generate_assignment import GenerateAssignment
 from nbgrader.converters.generate_feedback import GenerateFeedback
 from nbgrader.coursedir import CourseDirectory
 from nbgrader.preprocessors import Execute
+from ordering import in_order
 from pages import complete
-from submissions import in_order, read
+from submissions import read
 from texts import hidden
 from watching import Limits, adopt_orphans, kill_all
 

@@ -20,9 +20,11 @@ from pathlib import Path
 import nbformat
 import torch
 from nbgrader.preprocessors import NbGraderPreprocessor
+from packing import Gone
+from sealing import imports
 from walls import started
 from watching import Limits, Watcher, kill_all
-from wire import Gone, Wire
+from wire import Wire
 
 from clip_adapter_lite import checks
 
@@ -50,18 +52,6 @@ def answers(source) -> list[str]:
         about = cell.metadata.get("nbgrader", {})
         if cell.cell_type == "code" and about.get("solution"):
             found += [node.name for node in ast.parse(cell.source).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
-    return found
-
-
-def imports(source) -> dict:
-    """What the source's ordinary cells import: check cells build on it."""
-    found = {}
-    for cell in source.cells:
-        if cell.cell_type == "code" and "nbgrader" not in cell.metadata:
-            with suppress(SyntaxError):  # a line that is no Python
-                lines = [node for node in ast.parse(cell.source).body if isinstance(node, ast.Import | ast.ImportFrom)]
-                with suppress(ImportError):
-                    exec(compile(ast.Module(lines, []), "imports", "exec"), found)  # the instructor's own text
     return found
 
 
@@ -244,13 +234,13 @@ class JudgedExecute(NbGraderPreprocessor):
             self.notes.append((name, "ran out of memory"))
 
     def _tell(self, result) -> None:
-        """An answer that passes what the learner can read, and nothing else, may have been copied from there."""
+        """An answer that passes what the learner can run, and nothing else, may only repeat values."""
         passed = {name_of(cell, place): not any(one.output_type == "error" for one in cell.outputs)
                   for place, cell in enumerate(result.cells) if is_check(cell)}
         for name in passed:
             answer = name.removesuffix("-visible")
             if name != answer and passed[name] and not passed.get(f"{answer}-hidden", True):
-                self.notes.append((answer, "gave what the visible check shows and failed the hidden test; look whether it "
+                self.notes.append((answer, "gave what the visible check wants and failed the hidden test; look whether it "
                                            "only repeats those values"))
 
 

@@ -126,7 +126,8 @@ def main() -> None:
     os.set_inheritable(fd, False)
     os.chdir(settings["work"])
     import torch
-    from wire import Gone, Wire, unchanged
+    from packing import Gone
+    from wire import Wire, unchanged
     torch.set_num_threads(1)
     wire = Wire(os.fdopen(os.dup(fd), "rb"), os.fdopen(fd, "wb"))
     notes = Notes(wire)

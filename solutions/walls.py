@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-DRIVER = ("learner.py", "wire.py", "guard.py")
+DRIVER = ("learner.py", "wire.py", "packing.py", "guard.py")
 SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/bin", "/sbin")
 ETC = ("/etc/ld.so.cache", "/etc/fonts", "/etc/localtime", "/etc/os-release", "/etc/mime.types", "/etc/alternatives")
 MOST_FILES = 512            # open at a time

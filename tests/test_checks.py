@@ -1,11 +1,15 @@
 """The visible checks: what they accept, and which sentence they say."""
 import io
+from contextlib import redirect_stdout
 
 import numpy
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
-from clip_adapter_lite.checks import check
+from clip_adapter_lite.checks import TOLERANCE, check, recomputed, seal
 
 SWAPPED = "α and 1 − α are swapped."
 MISTAKES = {SWAPPED: [[7.0, 1.0]], "the rows are summed.": 9.0}
@@ -83,3 +87,66 @@ def test_what_was_found_is_not_changed():
     found = torch.tensor([[5.0, 2.0]])
     check("f(x)", found, [[5.0, 2.0]])
     assert found.tolist() == [[5.0, 2.0]]
+
+
+# seals ------------------------------------------------------------------------------------------------
+
+arrays = hnp.arrays(float, hnp.array_shapes(min_dims=0, max_dims=3, max_side=4),
+                    elements=st.floats(-1e4, 1e4, allow_nan=False))
+
+
+@given(arrays, st.floats(-1, 1))
+def test_a_seal_fits_what_check_allows_and_nothing_twice_as_far(right, share):
+    sealed = seal("f(x)", right)
+    allowed = TOLERANCE * max(1.0, numpy.abs(right).max(initial=0.0))
+    with redirect_stdout(io.StringIO()):
+        check("f(x)", right + 0.99 * share * allowed, sealed)
+        if right.size:
+            place = tuple(numpy.argwhere(right == right)[-1])
+            wrong = right.copy()
+            wrong[place] += 2.02 * allowed
+            with pytest.raises(AssertionError):
+                check("f(x)", wrong, sealed)
+
+
+def test_a_seal_shows_no_value_and_belongs_to_its_check():
+    sealed = seal("f(x)", [[0.125, 7.0]])
+    assert sealed.startswith("sealed:1x2:") and "0.125" not in sealed and "7.0" not in sealed
+    assert sealed != seal("g(x)", [[0.125, 7.0]]) and sealed != seal("f(x)", [[7.0, 0.125]])
+    assert sealed.rpartition(":")[2] != seal("f(x)", [[0.25, 14.0]]).rpartition(":")[2]  # twice the steps, twice as long
+    assert "gave [[0.125, 7]]; that is not right" in sentence([[0.125, 7.0]], seal("g(x)", [[0.125, 7.0]]))
+
+
+def test_sealed_mistakes_are_named_and_sealed_shapes_told(capsys):
+    mistakes = {text: seal("f(x)", value) for text, value in MISTAKES.items()}
+    right = seal("f(x)", [[5.0, 2.0]])
+    check("f(x)", torch.tensor([[5.0, 2.0]]), right, mistakes)
+    assert capsys.readouterr().out == "✓ f(x)\n"
+    assert sentence([[7.0, 1.0]], right, mistakes) == f"f(x): {SWAPPED}"
+    assert sentence(9.0, right, mistakes) == "f(x): the rows are summed."
+    assert sentence([[5.0], [2.0]], right, mistakes) == "f(x) has the shape [2, 1], where [1, 2] was expected."
+    assert sentence(1.0, seal("f(x)", [1.0])) == "f(x) has the shape [], where [1] was expected."
+    assert "NaN" in sentence([[5.0, float("nan")]], right, mistakes)
+    shown = sentence([[5.0, 2.5]], right, mistakes)
+    assert "gave [[5, 2.5]]" in shown and "by hand" in shown and "2.0" not in shown
+    assert len(sentence(numpy.arange(5000.0), seal("f(x)", numpy.zeros(5000)))) < 250
+
+
+@pytest.mark.parametrize("hide", [lambda value: value, lambda value: seal("f(x)", value)], ids=["plain", "sealed"])
+def test_texts_must_be_equal(hide, capsys):
+    check("f(x)", ("a", "b"), hide(["a", "b"]), {"turned.": hide(["b", "a"])})
+    check("f(x)", "alpha", hide("alpha"))
+    assert capsys.readouterr().out == "✓ f(x)\n" * 2
+    assert sentence(["b", "a"], hide(["a", "b"]), {"turned.": hide(["b", "a"])}) == "f(x): turned."
+    assert sentence([["a", "b"]], hide(["a", "b"]), {"nested.": hide([["a", "b"]])}) == "f(x): nested."
+    assert sentence(["a"], hide(["a", "b"])).startswith("f(x) gave ['a']")
+    assert sentence([1.0], hide(["a", "b"])) == "f(x) gave float, where texts were expected."
+
+
+def test_a_second_backward_is_named_and_other_errors_stay():
+    loss = (torch.ones(2, requires_grad=True) ** 2).sum()
+    with pytest.raises(AssertionError, match=r"^train\(…\): computed once\.$"), recomputed("train(…)", "computed once."):
+        loss.backward()
+        loss.backward()
+    with pytest.raises(KeyError), recomputed("train(…)", "computed once."):
+        {}["key"]

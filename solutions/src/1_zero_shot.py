@@ -8,10 +8,10 @@
 #
 # **Minutes:** about 45. **Points:** 100, of seven exercises.
 #
-# **How to check:** run the cells from the top. Write your code in place of the line `raise NotImplementedError(…)`, run
-# the cell, then run the check below it. A check prints ✓, or says in one sentence what is wrong. When your work is
-# graded, the same functions are tested once more on other numbers. A mistake in one exercise costs nothing in the
-# others. Save the notebook under its name: it is what you hand in.
+# **How to check:** run the cells from the top. Write your code in place of the line `raise NotImplementedError(…)` and
+# press Shift+Enter, which leads on to the folded check below; Shift+Enter again runs that. A check prints ✓, or says in
+# one sentence what is wrong. When your work is graded, the same functions are tested once more on other numbers. A
+# mistake in one exercise costs nothing in the others. Save the notebook under its name: it is what you hand in.
 #
 # **Whose features:** the exercises use small numbers made by hand. The last cell uses the pocket CLIP's features, with an
 # ImageNet-supervised image tower and a distilled text tower; it says nothing about OpenAI's CLIP.
@@ -46,8 +46,8 @@ import clip_adapter_lite as cal
 #
 # <details><summary>Hint 2</summary>
 #
-# `normalize(x, dim=-1)` gives new rows of length 1. Multiply that of the features by the transpose, `.T`, of that of the
-# weights, with `@`.
+# `normalize(x, dim=-1)` gives new rows of length 1; which of the two need it? Then look at the shapes alone: [N, D]
+# times what gives [N, C]?
 #
 # </details>
 
@@ -114,7 +114,8 @@ _hidden_cosines()
 #
 # <details><summary>Hint 2</summary>
 #
-# `scores.argmax(1) == labels` is one true or false for each picture. Make numbers of them and take their mean.
+# Comparing two tensors of whole numbers gives a true or false for each picture. The share of the true ones is a mean,
+# for which torch wants numbers.
 #
 # </details>
 
@@ -175,7 +176,8 @@ _hidden_accuracy()
 #
 # <details><summary>Hint 2</summary>
 #
-# `softmax(x, dim=1)` works along each row, and takes care of large numbers. `x` are the cosines times the scale.
+# Try two classes by hand: do the two numbers of a picture add up to 1? torch has a softmax that takes care of large
+# numbers. The scale belongs to what goes in, not to what comes out.
 #
 # </details>
 
@@ -192,8 +194,8 @@ def probabilities(cosine, logit_scale):
 from clip_adapter_lite.checks import check
 
 cosine = torch.tensor([[0.2, 0.1, 0.0], [0.1, 0.3, 0.3]])
-right = [[0.665241, 0.244728, 0.090031], [0.063379, 0.468311, 0.468311]]
-check("probabilities(cosine, 10)", probabilities(cosine, 10), right, {
+check("probabilities(cosine, 10)", probabilities(cosine, 10), [
+    [0.665241, 0.244728, 0.090031], [0.063379, 0.468311, 0.468311]], {
     "the cosines are not multiplied with logit_scale.": [[0.367165, 0.332225, 0.30061], [0.290461, 0.35477, 0.35477]],
     "the cosines are divided by logit_scale; it is 1/τ already, so multiply.":
         [[0.336672, 0.333322, 0.330006], [0.328904, 0.335548, 0.335548]],
@@ -245,7 +247,8 @@ _hidden_probabilities()
 #
 # <details><summary>Hint 2</summary>
 #
-# `p.max(1).values` are the highest probabilities, [N]. Take their mean and subtract `accuracy(p, labels)`.
+# `max` along a dimension gives two things, the values and their places; here the values count. Take one number over all
+# pictures, and look at your exercise 2 for the other.
 #
 # </details>
 
@@ -314,7 +317,8 @@ _hidden_overconfidence()
 #
 # <details><summary>Hint 2</summary>
 #
-# A list comprehension `[… for template in templates for name in classnames]`; `template.replace("{}", name)` fills one.
+# Write the six texts of two templates and three names down by hand: which of the two changes at every text?
+# `str.replace` fills one template.
 #
 # </details>
 
@@ -328,20 +332,16 @@ def fill(templates, classnames):
 
 
 # %% nbgrader={"visible": "fill", "points": 5}
-found = fill(["a photo of a {}.", "art of the {}."], ["dog", "cat", "house"])
+from clip_adapter_lite.checks import check
+
 texts = ["a photo of a dog.", "a photo of a cat.", "a photo of a house.",
-         "art of the dog.", "art of the cat.", "art of the house."]
-assert found is not None, "fill(…) gave None; does your function end with a return?"
-for mistake, value in {
+         "art of the dog.", "art of the cat.", "art of the house."]  # the builder's
+check("fill(templates, names)", fill(["a photo of a {}.", "art of the {}."], ["dog", "cat", "house"]), texts, {
     "the texts go class by class; go template by template: the outer loop runs over the templates.":
         [texts[i] for i in (0, 3, 1, 4, 2, 5)],
     "only the first template is used.": texts[:3],
     "the list is nested; give one flat list of T · C texts.": [texts[:3], texts[3:]],
-    "the class names were not put in; replace {} by the name.": ["a photo of a {}."] * 3 + ["art of the {}."] * 3,
-}.items():
-    assert found != value, f"fill(…): {mistake}"
-assert list(found) == texts, f"fill(…) gave {list(found)}, where {texts} was expected."
-print("✓ fill(…)")
+    "the class names were not put in; replace {} by the name.": ["a photo of a {}."] * 3 + ["art of the {}."] * 3})
 
 # %% nbgrader={"hidden": "fill", "points": 7}
 def _hidden_fill():
@@ -385,8 +385,8 @@ _hidden_fill()
 #
 # <details><summary>Hint 2</summary>
 #
-# `x.reshape(templates, -1, x.shape[-1])` is [T, C, D]. Use `normalize(…, dim=-1)` before it, then `.mean(0)`, then
-# `normalize` again.
+# With T = 2 and C = 3, the rows 0 and 3 belong to the first class. Which shape puts these two into one dimension of
+# their own, so that the mean along it is theirs?
 #
 # </details>
 
@@ -459,8 +459,8 @@ _hidden_ensemble()
 #
 # <details><summary>Hint 2</summary>
 #
-# `right = scores.argmax(1) == labels`. Then `right[labels == c]` are those of class `c`: the mean of these, as numbers,
-# is its recall. `torch.stack` makes one tensor of a list of them.
+# A tensor of true and false, used as an index, keeps the rows where it is true. Which rows do you keep for one class,
+# and the mean of what do you take? `torch.stack` makes one tensor of a list of them.
 #
 # </details>
 

@@ -9,10 +9,10 @@
 #
 # **Minutes:** about 50. **Points:** 100, of seven exercises.
 #
-# **How to check:** run the cells from the top. Write your code in place of the line `raise NotImplementedError(…)`, run
-# the cell, then run the check below it. A check prints ✓, or says in one sentence what is wrong. When your work is
-# graded, the same functions are tested once more on other numbers. A mistake in one exercise costs nothing in the
-# others. Save the notebook under its name: it is what you hand in.
+# **How to check:** run the cells from the top. Write your code in place of the line `raise NotImplementedError(…)` and
+# press Shift+Enter, which leads on to the folded check below; Shift+Enter again runs that. A check prints ✓, or says in
+# one sentence what is wrong. When your work is graded, the same functions are tested once more on other numbers. A
+# mistake in one exercise costs nothing in the others. Save the notebook under its name: it is what you hand in.
 #
 # **Whose features:** the exercises use small numbers made by hand. The last cell uses the pocket CLIP's features, with an
 # ImageNet-supervised image tower and a distilled text tower; it says nothing about OpenAI's CLIP.
@@ -49,8 +49,8 @@ import clip_adapter_lite as cal
 #
 # <details><summary>Hint 2</summary>
 #
-# `generator = random.Random(f"{seed}/{label}")`. Then `generator.sample(rows, len(rows))` gives a new, shuffled list;
-# `generator.shuffle` would change the list it is given, so copy that first.
+# An f-string with a sign between its two parts tells 1 and 12 from 11 and 2. Of a generator's methods `shuffle` changes
+# the list that it is given and gives nothing back; `sample` makes a new one.
 #
 # </details>
 
@@ -127,7 +127,8 @@ _hidden_order()
 #
 # <details><summary>Hint 2</summary>
 #
-# `rows = [i for i, label in enumerate(labels) if label == c]`, and then `order(rows, c, seed)[:shots]`.
+# For the labels 1, 0, 1: which rows belong to class 0, and which to class 1? Hand over the *rows*, not the places
+# within the class, and keep the first of what comes back.
 #
 # </details>
 
@@ -212,8 +213,8 @@ _hidden_draw()
 #
 # <details><summary>Hint 2</summary>
 #
-# With `ordered = order(rows, c, seed)`: `ordered[:shots]` is for support, and for validation
-# `ordered[shots:shots + min(shots, 4)]`.
+# Let a class have the order 7, 3, 9, 1, 5 and `shots` be 2: then 7 and 3 are for support. Where does the part for
+# validation begin, and where does it end? And with 5 shots of 20?
 #
 # </details>
 
@@ -301,8 +302,9 @@ _hidden_pool_episode()
 #
 # <details><summary>Hint 2</summary>
 #
-# `val[:, None] == support[None]` is [M, N, D]. `.all(dim=2)` of it is [M, N]; what is left to do over the N support rows?
-# Or: put the support rows into a set of tuples, as notebook 02 does, and look each validation row up.
+# A dimension of length 1, as in `val[:, None]`, lets every row meet every other: [M, 1, D] against [1, N, D]. Then two
+# questions are left, one along D and one along N: which is an *all*, which an *any*? Or use a set of tuples, as
+# notebook 02 does.
 #
 # </details>
 
@@ -366,7 +368,8 @@ _hidden_leaks()
 #
 # <details><summary>Hint 2</summary>
 #
-# `cross_entropy(features @ V + b, labels)`, plus half of `decay` times the sum of `V ** 2`.
+# Compute the second part by hand for V = [[2]] and a decay of 1: it is 2. Three things go wrong easily: the bias is
+# missing in the logits, the bias is in the second part, the half is missing.
 #
 # </details>
 
@@ -435,8 +438,8 @@ _hidden_probe_loss()
 #
 # <details><summary>Hint 2</summary>
 #
-# With `optimizer = torch.optim.SGD([V, b], lr=rate)` a step is `optimizer.zero_grad()`, `loss(V, b).backward()`,
-# `optimizer.step()`. At the end, `V.detach()` is V without gradients.
+# Two tensors move, so both need gradients, and both need them cleared before the next `backward()`. What is given back
+# must no longer ask for gradients.
 #
 # </details>
 
@@ -456,10 +459,11 @@ def descend(loss, D, C, steps, rate):
 
 
 # %% nbgrader={"visible": "descend", "points": 5}
-from clip_adapter_lite.checks import check
+from clip_adapter_lite.checks import check, recomputed
 
 goal = torch.tensor([[8.0], [-16.0]])
-found = descend(lambda V, b: ((V - goal) ** 2).sum() + ((b - 24) ** 2).sum(), 2, 1, steps=3, rate=0.25)
+with recomputed("descend(…)", "the loss was computed once; call loss(V, b) anew in every step, since V and b have moved."):
+    found = descend(lambda V, b: ((V - goal) ** 2).sum() + ((b - 24) ** 2).sum(), 2, 1, steps=3, rate=0.25)
 assert isinstance(found, tuple) and len(found) == 2, "descend(…) must give a pair: return V, b"
 check("V of descend(loss, 2, 1, steps=3, rate=0.25)", found[0], [[7], [-14]], {
     "the gradients of earlier steps add up; set them to zero before each backward().": [[15], [-30]],
@@ -520,7 +524,8 @@ _hidden_descend()
 #
 # <details><summary>Hint 2</summary>
 #
-# `best = val.index(max(val))` is the place of the first highest. The rest is read off at that place.
+# A list's `index` gives the first place of a value. The third number compares two accuracies of the same list: of
+# which?
 #
 # </details>
 

@@ -9,10 +9,10 @@
 #
 # **Minutes:** about 50. **Points:** 100, of seven exercises.
 #
-# **How to check:** run the cells from the top. Write your code in place of the line `raise NotImplementedError(…)`, run
-# the cell, then run the check below it. A check prints ✓, or says in one sentence what is wrong. When your work is
-# graded, the same functions are tested once more on other numbers. A mistake in one exercise costs nothing in the
-# others. Save the notebook under its name: it is what you hand in.
+# **How to check:** run the cells from the top. Write your code in place of the line `raise NotImplementedError(…)` and
+# press Shift+Enter, which leads on to the folded check below; Shift+Enter again runs that. A check prints ✓, or says in
+# one sentence what is wrong. When your work is graded, the same functions are tested once more on other numbers. A
+# mistake in one exercise costs nothing in the others. Save the notebook under its name: it is what you hand in.
 #
 # **Whose features:** the exercises use small numbers made by hand. The last cell uses the pocket CLIP's features, with an
 # ImageNet-supervised image tower and a distilled text tower; it says nothing about OpenAI's CLIP.
@@ -52,8 +52,8 @@ import clip_adapter_lite as cal
 #
 # <details><summary>Hint 2</summary>
 #
-# `self.down = nn.Linear(D, D // reduction, bias=False)`, and `self.up` the other way round. `forward` applies `down`,
-# `relu`, `up`.
+# Write the widths below the formula: D, then D // reduction, then D again. The bias is an argument of `nn.Linear` that
+# is true unless you say otherwise. `forward` has three steps: what stands between the two layers?
 #
 # </details>
 
@@ -166,7 +166,8 @@ _hidden_bottleneck()
 #
 # <details><summary>Hint 2</summary>
 #
-# `alpha` times the first argument plus `1 - alpha` times the second, as a new tensor: no `+=` and no `*=`.
+# At α = 0.25 a quarter comes from the one and three quarters from the other. `+=` and `*=` would change what you were
+# given.
 #
 # </details>
 
@@ -245,8 +246,8 @@ _hidden_blend()
 #
 # <details><summary>Hint 2</summary>
 #
-# `normalize(x, dim=-1)` gives rows of length 1. Multiply one side by the transpose of the other, and all of it by
-# `logit_scale`.
+# Which of the two sides needs the step, and along which dimension? Then look at the shapes: [N, D] and [C, D] must give
+# [N, C]. The scale comes once, for all of it.
 #
 # </details>
 
@@ -338,7 +339,8 @@ _hidden_cosine_logits()
 #
 # <details><summary>Hint 2</summary>
 #
-# `requires_grad_(False)` and `eval()` are the methods, and `list(adapter.parameters())` is the list.
+# No gradients: a method whose name ends with an underscore. No drawing in dropout, no learning in batch normalisation:
+# the mode that is not for training. And `parameters()` gives a generator, which is empty after one use.
 #
 # </details>
 
@@ -416,7 +418,8 @@ _hidden_freeze()
 #
 # <details><summary>Hint 2</summary>
 #
-# A list comprehension over `range(steps)`, with `math.cos(math.pi * k / steps)`.
+# Half a turn of the cosine goes from 1 to −1. What lifts and squeezes that to go from 1 to 0? At which k is it halfway,
+# and does your formula say so?
 #
 # </details>
 
@@ -481,8 +484,9 @@ _hidden_learning_rates()
 #
 # <details><summary>Hint 2</summary>
 #
-# For each rate: set it, `loss = cross_entropy(logits(), labels)`, `optimizer.zero_grad()`, `loss.backward()`,
-# `optimizer.step()`, and append `loss.item()` to the list.
+# Two mistakes are usual: gradients cleared between `backward()` and the step, so that nothing is learned; and
+# `logits()` called once before the loop, so that every step sees the adapter as it was. `item()` makes a plain number
+# of a loss.
 #
 # </details>
 
@@ -506,12 +510,13 @@ def train(adapter, logits, labels, rates):
 
 
 # %% nbgrader={"visible": "train", "points": 6}
-from clip_adapter_lite.checks import check
+from clip_adapter_lite.checks import check, recomputed
 
 layer = nn.Linear(2, 3, bias=False)
 layer.load_state_dict({"weight": torch.tensor([[0.5, -0.2], [0.1, 0.4], [-0.3, 0.6]])})
 pictures, labels = torch.tensor([[1.0, 2.0], [-1.0, 0.5], [0.5, -1.0]]), torch.tensor([0, 1, 2])
-losses = train(layer, lambda: layer(pictures), labels, [0.1, 0.05, 0.02])
+with recomputed("train(…)", "the logits were computed once; call logits() anew in every step: the adapter has changed."):
+    losses = train(layer, lambda: layer(pictures), labels, [0.1, 0.05, 0.02])
 check("the weights after train(…)", layer.weight, [[0.668715, -0.030103], [-0.069759, 0.242557], [-0.129871, 0.429155]], {
     "they have not changed; is there an optimizer.step(), and zero_grad() before backward(), not after it?":
         [[0.5, -0.2], [0.1, 0.4], [-0.3, 0.6]],
@@ -602,7 +607,8 @@ _hidden_train()
 #
 # <details><summary>Hint 2</summary>
 #
-# `min(scores, key=…)` with a key that gives, for an α, the tuple (−accuracy, cross-entropy, α).
+# `min` takes a `key`, a function. What has to be done to an accuracy, of which the highest is wanted, for the smallest
+# tuple to have it?
 #
 # </details>
 

@@ -6,9 +6,10 @@
 #
 # **Prepared by:** notebooks `05_rq2_residual` and `06_rq3_configuration`. **Minutes:** about 45. **Points:** 100.
 #
-# **How to check:** write your answer in the cell of an exercise, run it, then run the check below it. A check says ✓, or
-# which known mistake gives just your values. Every exercise stands alone: if one will not come right, go on with the next.
-# What a check shows is part of the points; the rest is graded after you hand in, on other numbers.
+# **How to check:** write your answer in the cell of an exercise and press Shift+Enter, which leads on to the folded check
+# below; Shift+Enter again runs that. A check says ✓, or which known mistake gives just your values. Every exercise stands
+# alone: if one will not come right, go on with the next. What a check shows is part of the points; the rest is graded
+# after you hand in, on other numbers.
 #
 # **Whose features:** the sweep in the middle runs on the pocket CLIP's, whose image tower was trained on ImageNet with
 # labels. Its numbers show how the method behaves and say nothing about OpenAI's CLIP. The numbers in the checks, and the two
@@ -39,7 +40,8 @@ torch.set_num_threads(1)  # the fastest for such small matrices
 #
 # <details><summary>Hint 1</summary>How many numbers are in a matrix of shape [a, b]? How many matrices are there?</details>
 #
-# <details><summary>Hint 2</summary>One branch has 2 · D · h numbers, with h = max(1, D // reduction).</details>
+# <details><summary>Hint 2</summary>Take D = 12 and a reduction of 4 on paper: which shapes have W1 and W2? And what is h
+# if the reduction is greater than D? It must not be 0.</details>
 
 # %% nbgrader={"solution": "parameters"}
 def parameters(width: int, reduction: int, branch: str = "visual") -> int:
@@ -98,8 +100,8 @@ _hidden()
 # <details><summary>Hint 1</summary>How many dictionaries are there for 4 ratios, 3 widths and 3 seeds? Three lists ask for
 # three loops, one inside the other, or for <code>itertools.product</code>.</details>
 #
-# <details><summary>Hint 2</summary>In the innermost loop: <code>val_accuracy, accuracy = fit(alpha, reduction, seed)</code>,
-# then append a dictionary with all five.</details>
+# <details><summary>Hint 2</summary>fit() takes α, the reduction and the seed, in this order, and gives two numbers.
+# Where must the empty list be made, so that in the end it holds every row?</details>
 
 # %% nbgrader={"solution": "sweep"}
 def sweep(fit, alphas, reductions, seeds) -> list[dict]:
@@ -136,9 +138,9 @@ def check_sweep():
     for row in rows:
         assert set(row) == set(keys), f"each row needs just the keys {', '.join(keys)}; one has {', '.join(row)}."
     found = sorted([row[key] for key in keys] for row in rows)
-    right = torch.tensor([[*setting, *scores] for setting, scores in numbers.items()], dtype=torch.float64)
-    first = right.clone()
-    first[1::2, 3:] = right[::2, 3:]
+    right = torch.tensor([[*setting, *scores] for setting, scores in numbers.items()], dtype=torch.float64)  # the builder's
+    first = right.clone()  # the builder's
+    first[1::2, 3:] = right[::2, 3:]  # the builder's
     check("sweep(fit, [0.25, 0.75], [2, 4], [7, 8])", found, right, {
         "validation and test accuracy have changed places: fit() gives validation first.": right[:, [0, 1, 2, 4, 3]],
         "each setting is fitted with one seed only: it takes all of them.": right[::2],
@@ -214,8 +216,8 @@ rows.groupby(["reduction", "alpha"])[["val_accuracy", "accuracy"]].mean().unstac
 #
 # <details><summary>Hint 1</summary>Both are taken over the last dimension: S goes, R and A stay.</details>
 #
-# <details><summary>Hint 2</summary><code>scores.mean(dim=-1)</code> and <code>scores.std(dim=-1)</code>; look up what
-# torch's <code>correction</code> is by default.</details>
+# <details><summary>Hint 2</summary>torch divides by S − 1 unless told otherwise; look up <code>correction</code>. Which
+# <code>dim</code> turns [R, A, S] into [R, A]?</details>
 
 # %% nbgrader={"solution": "mean_deviation"}
 def mean_deviation(scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -289,8 +291,8 @@ _hidden()
 # <details><summary>Hint 1</summary>Take the mean over seeds first. Then find the place of the greatest number of an [R, A]
 # table: <code>argmax()</code> counts through the table row by row.</details>
 #
-# <details><summary>Hint 2</summary><code>row, column = divmod(int(means.argmax()), means.shape[1])</code>, where means is of
-# validation. The accuracy is that of test, at [row, column].</details>
+# <details><summary>Hint 2</summary>In a table of three columns the place 5 is row 1, column 2: <code>divmod</code> finds
+# both. Which of the two tensors says where, and which says how much?</details>
 
 # %% nbgrader={"solution": "choose"}
 def choose(validation: torch.Tensor, test: torch.Tensor) -> tuple[int, int, float]:
@@ -382,8 +384,8 @@ plots.heat_map(rows)
 # <details><summary>Hint 1</summary>Both numbers are means over seeds, of the same [R, A] table. Can the result be
 # negative?</details>
 #
-# <details><summary>Hint 2</summary><code>means = test.mean(dim=-1)</code>; the answer is its maximum less one of its
-# entries.</details>
+# <details><summary>Hint 2</summary>You know where the chosen setting stands. By how much does the greatest mean of the
+# table exceed its mean?</details>
 
 # %% nbgrader={"solution": "flattery"}
 def flattery(test: torch.Tensor, row: int, column: int) -> float:
@@ -447,8 +449,8 @@ _hidden()
 # <details><summary>Hint 1</summary>Make the differences first; then use their mean and their deviation only. The deviations
 # of a and of b alone do not occur.</details>
 #
-# <details><summary>Hint 2</summary><code>delta = a - b</code>, then <code>t * delta.std() / len(delta) ** 0.5</code> for the
-# half width.</details>
+# <details><summary>Hint 2</summary>Half the width is t standard errors of the mean difference. How does the standard
+# error of a mean over S seeds come from the deviation of single ones?</details>
 
 # %% nbgrader={"solution": "paired"}
 def paired(a: torch.Tensor, b: torch.Tensor, t: float) -> tuple[float, float]:
@@ -534,8 +536,8 @@ print(f"D/4 minus D/32: {100 * difference:+.1f} ± {100 * half:.1f} points of te
 # <details><summary>Hint 1</summary>At which α is the adapter not there at all? You may not choose by the numbers that you
 # see; who chose for you?</details>
 #
-# <details><summary>Hint 2</summary>Zero-shot is the column α = 0. The honest number is the outlined one; flattery is the
-# highest number in the map less that. For the knob compare the step from cell to cell along a row with that down a
+# <details><summary>Hint 2</summary>At α = 0 the blend leaves CLIP as it is. The outline was drawn by validation: what
+# would one who looks at test take instead? For the knob compare the step from cell to cell along a row with that down a
 # column.</details>
 
 # %%
@@ -582,8 +584,9 @@ def check_reading():
         "that is the highest number less zero-shot's; take the outlined cell's.": 8,
         "nothing? The highest number of the map is not the outlined one.": 0,
         "the sign is turned.": -2})
-    assert a["knob"] == "alpha", ("the knob of bank A: down a column accuracy changes by a few points, along a row by "
-                                  "twenty and more; which setting stands along the row?")
+    check("the knob of bank A", a["knob"], "alpha", {
+        "down a column accuracy changes by a few points, along a row by twenty and more; which setting stands along the "
+        "row?": "reduction"})
     print("✓ the reading of bank A; bank B is graded after you hand in")
 
 

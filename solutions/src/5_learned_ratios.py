@@ -7,9 +7,10 @@
 #
 # **Prepared by:** notebooks `03_the_adapter` and `07_rq4_learned_ratios`. **Minutes:** about 50. **Points:** 100.
 #
-# **How to check:** write your answer in the cell of an exercise, run it, then run the check below it. A check says ✓, or
-# which known mistake gives just your values. Every exercise stands alone: if one will not come right, go on with the next.
-# What a check shows is part of the points; the rest is graded after you hand in, on other numbers.
+# **How to check:** write your answer in the cell of an exercise and press Shift+Enter, which leads on to the folded check
+# below; Shift+Enter again runs that. A check says ✓, or which known mistake gives just your values. Every exercise stands
+# alone: if one will not come right, go on with the next. What a check shows is part of the points; the rest is graded
+# after you hand in, on other numbers.
 #
 # **Whose design:** the paper learns $\alpha, \beta = Q(f, W)$. The architecture of Q is in no source that we could read, and
 # there is no official code. The Q you build is the one of this library (`RatioNetwork`): our design, not the paper's.
@@ -28,7 +29,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 
 import clip_adapter_lite as cal
-from clip_adapter_lite.checks import check
+from clip_adapter_lite.checks import check, recomputed
 
 torch.set_num_threads(1)  # the fastest for such small matrices
 
@@ -41,8 +42,8 @@ torch.set_num_threads(1)  # the fastest for such small matrices
 #
 # <details><summary>Hint 1</summary>Solve σ(b) = start for b: first get e to the power of −b alone on one side.</details>
 #
-# <details><summary>Hint 2</summary>1/start − 1 = e^(−b). Take the logarithm and turn the sign; the result is also written
-# log(start / (1 − start)).</details>
+# <details><summary>Hint 2</summary>σ(b) = 1 / (1 + e^(−b)). Turn both sides upside down and take 1 away: what is left?
+# Which function frees b, and with which sign?</details>
 
 # %% nbgrader={"solution": "start_bias"}
 def start_bias(start: float) -> float:
@@ -88,8 +89,8 @@ _hidden()
 # <details><summary>Hint 1</summary><code>torch.cat</code> wants equal numbers of rows; <code>torch.broadcast_tensors</code>
 # repeats a single row for you.</details>
 #
-# <details><summary>Hint 2</summary>Normalise both with <code>dim=-1</code>, broadcast both, then cat with
-# <code>dim=-1</code> and multiply by <code>features.shape[-1] ** 0.5</code>.</details>
+# <details><summary>Hint 2</summary>Three steps: each row of both to length 1; equal numbers of rows; one beside the
+# other. Then a factor: is its D the width of a feature or of the pair?</details>
 
 # %% nbgrader={"solution": "pair"}
 def pair(features: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -102,7 +103,7 @@ def pair(features: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 # %% nbgrader={"visible": "pair", "points": 5}
 def check_pair():
     f, w = torch.tensor([[3.0, 0, 4, 0], [0, 2, 0, 0]]), torch.tensor([[0.0, 0, 0, 5]])
-    right = torch.tensor([[1.2, 0, 1.6, 0, 0, 0, 0, 2], [0, 2, 0, 0, 0, 0, 0, 2]])
+    right = torch.tensor([[1.2, 0, 1.6, 0, 0, 0, 0, 2], [0, 2, 0, 0, 0, 0, 0, 2]])  # the builder's
     check("pair(features, weights)", pair(f, w), right, {
         "the factor √D is missing.": right / 2,
         "the factor is D: take its root.": right * 2,
@@ -170,8 +171,8 @@ _hidden()
 # <details><summary>Hint 1</summary><code>nn.Linear</code>, <code>nn.ReLU</code>, <code>nn.Linear</code>,
 # <code>nn.Sigmoid</code>. Then fill the second linear layer before you return.</details>
 #
-# <details><summary>Hint 2</summary><code>nn.init.zeros_(last.weight)</code> and <code>nn.init.constant_(last.bias,
-# bias)</code>.</details>
+# <details><summary>Hint 2</summary>At the start Q must answer the same whatever it is asked. What must the last layer's
+# weight be for that, and what its bias? <code>nn.init</code> has a function for each.</details>
 
 # %% nbgrader={"solution": "ratio_network"}
 def ratio_network(width: int, hidden: int, bias: float) -> nn.Module:
@@ -289,8 +290,9 @@ _hidden()
 # <details><summary>Hint 1</summary>Q is asked twice, each time with a single row on one side. Which of its two answers do
 # you keep each time?</details>
 #
-# <details><summary>Hint 2</summary><code>weights.mean(0, keepdim=True)</code> and <code>pooled[None]</code> are single
-# rows.</details>
+# <details><summary>Hint 2</summary>A picture's ratio must not depend on one class, so something stands for all classes.
+# A class's ratio must not depend on the batch, so something stands for all pictures, and you are given it.
+# <code>keepdim</code>, or an index <code>None</code>, keeps a row a row.</details>
 
 # %% nbgrader={"solution": "ratios"}
 def ratios(Q, features: torch.Tensor, pooled: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -386,8 +388,9 @@ _hidden()
 # <details><summary>Hint 1</summary>α is [N, 1], the features are [N, D]: broadcasting does what the formula says. Anything
 # that turns α into a plain number stops the gradient.</details>
 #
-# <details><summary>Hint 2</summary>One line: <code>alpha * … + (1 - alpha) * …</code>, without <code>detach</code>,
-# <code>item</code>, <code>data</code> or <code>no_grad</code>.</details>
+# <details><summary>Hint 2</summary>It is the blend of assignment 3, with a column of ratios in the place of a number.
+# Look for what stops a gradient: <code>detach</code>, <code>item</code>, <code>data</code>, <code>float</code>,
+# <code>no_grad</code>.</details>
 
 # %% nbgrader={"solution": "blend"}
 def blend(features: torch.Tensor, adapted: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
@@ -472,8 +475,8 @@ _hidden()
 # <details><summary>Hint 1</summary>The chain rule has two factors: how f* changes with α (differentiate the blend of
 # exercise 5), and how α changes with z. A picture's α touches all D entries of its own row, and no other row.</details>
 #
-# <details><summary>Hint 2</summary>Sum g · (A(f) − f) over each row, keep the dimension, and multiply by α (1 −
-# α).</details>
+# <details><summary>Hint 2</summary>The sigmoid's slope can be written with α alone. For one picture with D = 2 write the
+# other factor on paper: what is each entry's pull, and are the pulls added or averaged?</details>
 
 # %% nbgrader={"solution": "ratio_gradient"}
 def ratio_gradient(g: torch.Tensor, features: torch.Tensor, adapted: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
@@ -536,8 +539,8 @@ _hidden()
 # <details><summary>Hint 1</summary>What an optimiser is not given, it does not train. What must be cleared before each
 # <code>backward()</code>?</details>
 #
-# <details><summary>Hint 2</summary><code>torch.optim.AdamW([*adapter.parameters(), *network.parameters()], lr=rate,
-# weight_decay=0.01)</code>; then per step: value, zero_grad, backward, step.</details>
+# <details><summary>Hint 2</summary>One optimiser serves both: its first argument may be one list of all their parameters
+# (<code>*</code> unpacks a generator into a list). A loss is noted as a plain number, before the step.</details>
 
 # %% nbgrader={"solution": "train"}
 def train(adapter: nn.Module, network: nn.Module, loss, steps: int, rate: float) -> list[float]:
@@ -561,7 +564,8 @@ def check_train():
         adapter.weight.fill_(0.5)
         network.weight.fill_(1.0)
     w, q = adapter.weight, network.weight
-    losses = train(adapter, network, lambda: ((w * q - 2) ** 2 + (q + 0.5) ** 2 / 4).sum(), steps=3, rate=0.1)
+    with recomputed("train(…)", "the loss was computed once: call loss() anew in every step, since both have changed."):
+        losses = train(adapter, network, lambda: ((w * q - 2) ** 2 + (q + 0.5) ** 2 / 4).sum(), steps=3, rate=0.1)
     check("the two weights after three steps", [w.item(), q.item()], [0.79784577, 1.29689046], {
         "Q is not trained: give the optimiser its parameters as well, or its ratios stay as they were.": [0.79730538, 1.0],
         "the adapter is not trained: give the optimiser its parameters as well.": [0.5, 1.29428729],

@@ -7,9 +7,10 @@
 # **Prepared by:** notebooks `01_zero_shot_clip` and `04_rq1_prompt_tuning`. **Minutes:** about 50. **Points:** 100, of which
 # 12 are for the written answer.
 #
-# **How to check:** write your answer in the cell of an exercise, run it, then run the check below it. A check says ✓, or
-# which known mistake gives just your values. Every exercise stands alone: if one will not come right, go on with the next.
-# What a check shows is part of the points; the rest is graded after you hand in, on other numbers.
+# **How to check:** write your answer in the cell of an exercise and press Shift+Enter, which leads on to the folded check
+# below; Shift+Enter again runs that. A check says ✓, or which known mistake gives just your values. Every exercise stands
+# alone: if one will not come right, go on with the next. What a check shows is part of the points; the rest is graded
+# after you hand in, on other numbers.
 #
 # **Whose features:** exercises 1 to 3 use a tiny text encoder with random weights, so that everything runs at once; what it
 # learns means nothing. The last runs are on the pocket CLIP's features, whose image tower was trained on ImageNet with
@@ -23,7 +24,7 @@ import torch
 from torch.nn.functional import cross_entropy, normalize, one_hot
 
 import clip_adapter_lite as cal
-from clip_adapter_lite.checks import check
+from clip_adapter_lite.checks import check, recomputed
 
 torch.set_num_threads(1)  # the fastest for such small matrices
 
@@ -71,8 +72,8 @@ print("tokens", list(tokens.shape), "embedded", list(static.shape), "features", 
 # <details><summary>Hint 1</summary>Cut <code>static</code> in two along dimension 1, and put three pieces together along the
 # same dimension. A unified context must be repeated for every class first.</details>
 #
-# <details><summary>Hint 2</summary><code>context.expand(len(static), -1, -1)</code> makes [C, M, d] of both kinds; then
-# <code>torch.cat([static[:, :1], …, static[:, 1:]], dim=1)</code>.</details>
+# <details><summary>Hint 2</summary><code>expand</code> to the number of classes repeats a unified context and leaves a
+# class-specific one as it is. How many tokens stand before the context, and how many behind it?</details>
 
 # %% nbgrader={"solution": "insert"}
 def insert(context: torch.Tensor, static: torch.Tensor) -> torch.Tensor:
@@ -87,7 +88,7 @@ def check_insert():
     rows = torch.tensor([[1.0, 2, 8, 9], [1, 3, 9, 0]])[:, :, None]  # [C, K, d] with d = 1: one number a token
     context = torch.tensor([[5.0], [6]], requires_grad=True)
     found = insert(context, rows)
-    right = torch.tensor([[1.0, 5, 6, 2, 8, 9], [1, 5, 6, 3, 9, 0]])[:, :, None]
+    right = torch.tensor([[1.0, 5, 6, 2, 8, 9], [1, 5, 6, 3, 9, 0]])[:, :, None]  # the builder's
     check("insert(context, static), unified", found, right, {
         "the context stands before the start token: it belongs behind it.": right[:, [1, 2, 0, 3, 4, 5]],
         "the context stands at the end, behind the end token, where the encoder never looks.": right[:, [0, 3, 4, 5, 1, 2]],
@@ -101,7 +102,7 @@ def check_insert():
     check("the gradient of the prompts' sum at the context", context.grad, [[2.0], [2]], {
         "only one class passes its gradient on: the same vectors stand in all of them.": [[1.0], [1]]})
     own = torch.tensor([[[5.0], [6]], [[7], [4]]])
-    right = torch.tensor([[1.0, 5, 6, 2, 8, 9], [1, 7, 4, 3, 9, 0]])[:, :, None]
+    right = torch.tensor([[1.0, 5, 6, 2, 8, 9], [1, 7, 4, 3, 9, 0]])[:, :, None]  # the builder's
     check("insert(context, static), class-specific", insert(own, rows), right, {
         "the first class's context is shared by all: here each class has its own.":
             torch.tensor([[1.0, 5, 6, 2, 8, 9], [1, 5, 6, 3, 9, 0]])[:, :, None],
@@ -158,7 +159,8 @@ _hidden()
 #
 # <details><summary>Hint 1</summary>The place of the highest number of a row is what <code>argmax</code> gives.</details>
 #
-# <details><summary>Hint 2</summary>Every token but the start has moved by M.</details>
+# <details><summary>Hint 2</summary>The context stands before everything but the start token. By how many places does it
+# move the end?</details>
 
 # %% nbgrader={"solution": "ends"}
 def ends(tokens: torch.Tensor, length: int) -> torch.Tensor:
@@ -215,9 +217,9 @@ _hidden()
 # <details><summary>Hint 1</summary>Make a copy of <code>start</code> that requires gradients. Each step computes W(v) anew,
 # since v has changed; <code>torch.autograd.grad(loss, v)</code> gives the gradient without leaving it anywhere.</details>
 #
-# <details><summary>Hint 2</summary>Before the loop <code>v = start.detach().clone().requires_grad_(True)</code>. In it: W,
-# logits of normalised features and weights, <code>cross_entropy(logits, labels)</code>, the gradient; then <code>v = (v -
-# rate * gradient).detach().requires_grad_(True)</code>. <code>torch.optim.SGD([v], lr=rate)</code> does as well.</details>
+# <details><summary>Hint 2</summary>After a step v is the result of a computation and no longer a leaf: detach it and let
+# it require gradients again, or leave the step to <code>torch.optim.SGD</code>. The step goes against the gradient.
+# Which of features and weights need length 1?</details>
 
 # %% nbgrader={"solution": "learn"}
 def learn(start: torch.Tensor, weights, features: torch.Tensor, labels: torch.Tensor, logit_scale: float, steps: int,
@@ -240,7 +242,8 @@ def check_learn():
     base = torch.tensor([[1.0, 0], [0, 2], [-1, 1]], dtype=torch.float64)
     f = torch.tensor([[2.0, 0], [0, 1], [3, -4]], dtype=torch.float64)
     start, labels = torch.tensor([[0.5, 0], [0, -0.25]], dtype=torch.float64), torch.tensor([0, 2, 1])
-    found = learn(start, lambda v: base @ (v + torch.eye(2, dtype=torch.float64)), f, labels, 3.0, 2, 0.1)
+    with recomputed("learn(…)", "the weights W(v) were computed once: call weights(v) in every step, since v has moved."):
+        found = learn(start, lambda v: base @ (v + torch.eye(2, dtype=torch.float64)), f, labels, 3.0, 2, 0.1)
     assert start.tolist() == [[0.5, 0], [0, -0.25]] and not start.requires_grad, (
         "learn() changes the start that it is given: work on a copy, start.detach().clone().")
     check("learn(…) after two steps", found, [[0.45715493, 0.01918032], [0.20275293, -0.18022654]], {
@@ -354,8 +357,8 @@ for label, v in (("before", start), ("after", learn(start, prompt_weights, pictu
 # <details><summary>Hint 1</summary>Each row of the keys has length 1. Each row of the values has a single 1, in the column
 # of its label.</details>
 #
-# <details><summary>Hint 2</summary><code>normalize(features, dim=-1)</code> and <code>one_hot(labels, classes)</code>, the
-# latter turned to the features' type.</details>
+# <details><summary>Hint 2</summary>torch has a function for rows with a single 1 (it is imported above). Its answers are
+# whole numbers, and the number of columns is an argument of it.</details>
 
 # %% nbgrader={"solution": "cache"}
 def cache(features: torch.Tensor, labels: torch.Tensor, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -421,8 +424,8 @@ _hidden()
 # <details><summary>Hint 1</summary>First the cosines, [N, K]: one matrix product. All else is done number by
 # number.</details>
 #
-# <details><summary>Hint 2</summary><code>torch.exp(-beta * (1 - cosines))</code>, where the cosines are of
-# <em>normalised</em> features with the keys.</details>
+# <details><summary>Hint 2</summary>At a cosine of 1 the answer is 1, whatever β; at a smaller one it is less. What must
+# stand in the exponent for that, and with which sign?</details>
 
 # %% nbgrader={"solution": "affinity"}
 def affinity(features: torch.Tensor, keys: torch.Tensor, beta: float) -> torch.Tensor:
@@ -497,7 +500,8 @@ _hidden()
 #
 # <details><summary>Hint 1</summary>φ is [N, K] and L is [K, C]: their product is [N, C], like the logits.</details>
 #
-# <details><summary>Hint 2</summary>One line: the logits, plus α times a matrix product.</details>
+# <details><summary>Hint 2</summary>Nothing is taken away from the zero-shot logits. The votes of all keys for a class
+# are added up: which product does just that?</details>
 
 # %% nbgrader={"solution": "vote"}
 def vote(zero_shot: torch.Tensor, phi: torch.Tensor, values: torch.Tensor, alpha: float) -> torch.Tensor:
@@ -562,7 +566,8 @@ _hidden()
 # <details><summary>Hint 1</summary>Python compares tuples from left to right, so <code>max</code> with a <code>key</code>
 # can do all four at once.</details>
 #
-# <details><summary>Hint 2</summary>The key of a pair: (accuracy, −loss, −α, −β).</details>
+# <details><summary>Hint 2</summary>For the greatest tuple: what should be high stands as it is; what should be low
+# changes its sign.</details>
 
 # %% nbgrader={"solution": "search"}
 def search(scores: dict[tuple[float, float], tuple[float, float]]) -> tuple[float, float]:
@@ -644,8 +649,8 @@ print(f"test accuracy {100 * score(episode.test, alpha, beta)[0]:.1f} %, "
 # <details><summary>Hint 1</summary>Which of the two methods has a loop over steps above? Whose text features may be computed
 # once and kept?</details>
 #
-# <details><summary>Hint 2</summary>Tip-Adapter's keys grow with the pictures. A unified context does not belong to any
-# class.</details>
+# <details><summary>Hint 2</summary>Which of the two has something that grows with the pictures? Which has something that
+# belongs to no class in particular?</details>
 
 # %% [markdown] nbgrader={"written": "words", "points": 12}
 # ### BEGIN SOLUTION

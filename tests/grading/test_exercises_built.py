@@ -59,6 +59,11 @@ def test_two_builds_give_the_same_text(course):
     ("for _x in", "### BEGIN HIDDEN TESTS\nfor _x in", "hidden marker"),
     ("# # Toy", "# # Toy\n# ### BEGIN SOLUTION\n# ### END SOLUTION", "does not say so"),
     ("# set-up: filled in by notebooks/build.py", "import os", "exactly"),
+    ("return x * 2", "return x * 3", "'double-visible' of the source does not run: AssertionError: double(2) is 6"),
+    ("return x * 2", "return x * factor", "'double-visible' of the source does not run: NameError"),
+    ('check("double(2)", double(2.0), 4.0,', 'check(str(2), double(2.0), 4.0,', "whose first argument is no text"),
+    ('check("double(2)"', 'for _ in range(2):\n    check("double(2)"', "checks 'double(2)' twice"),
+    ('check("double(2)"', 'if False:\n    check("double(2)"', "did not run"),
 ])
 def test_a_source_that_would_go_wrong_is_refused(course, old, new, fragment):
     assert SOURCE.count(old) >= 1
@@ -68,6 +73,27 @@ def test_a_source_that_would_go_wrong_is_refused(course, old, new, fragment):
     with pytest.raises(ValueError) as caught:
         assignments.source_notebook(course)
     assert fragment in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_visible_checks_are_folded_and_show_no_value(course):
+    course.write_text(SOURCE.replace('check("double(2)", double(2.0), 4.0,', """\
+right = [4.0,
+         5.0]  # the builder's
+if True:
+    check("ä(3)", [double(3.0)], [6.0], {"half, ä": right[:1], 'in "quotes"': [9.0]}, tolerance=0.1)
+check("double(2)", double(2.0), right[0],"""), encoding="utf-8")
+    check = cells(assignments.source_notebook(course))["double-visible"]
+    assert check.metadata.jupyter.source_hidden and check.metadata.cellView == "form"
+    assert check.source.startswith("# @title Check your answer: double.")
+    assert "4.0" not in check.source and "right" not in check.source and "1.41421356" not in check.source
+    namespace = {"double": lambda x: 2 * x}
+    exec("from clip_adapter_lite.checks import check\n" + check.source, namespace)
+    for found, sentence in ((lambda x: 4.0 if x == 3 else 4, "half, ä"), (lambda x: 9.0, 'in "quotes"'),
+                            (lambda x: 2 * x if x == 3 else 2 ** 0.5, "that is the square root"),
+                            (lambda x: 7.3, "that is not right")):
+        with pytest.raises(AssertionError, match=sentence):
+            exec(check.source, {**namespace, "double": found})
+    exec(check.source, {**namespace, "double": lambda x: 6.09 if x == 3 else 4.0})  # within the tolerance, 0.6
 
 
 def hand_out(notebook):
@@ -95,6 +121,21 @@ def test_a_hand_out_that_shows_an_answer_is_refused(course, cell, text, fragment
     cells(given)[cell].source = text
     with pytest.raises(ValueError, match=fragment):
         assignments.refuse_answers("1_toy", source, given)
+
+
+@pytest.mark.parametrize("code, refused", [
+    ("`alpha * adapted`", True), ("<code>alpha *\n adapted</code>", True), ("`alpha`", False), ("`alpha * other`", False)])
+def test_a_second_hint_with_a_piece_of_the_answer_is_refused(course, code, refused):
+    source = assignments.source_notebook(course)
+    given = hand_out(assignments.source_notebook(course))
+    for hint in ("Hint 1", "Hint 2"):
+        text = nbformat.v4.new_markdown_cell(f"<details><summary>{hint}</summary>\n\nUse {code}.\n\n</details>")
+        given.cells.append(text)
+        if refused and hint == "Hint 2":
+            with pytest.raises(ValueError, match="a second hint holds a piece of the answer to 'blend'"):
+                assignments.refuse_answers("1_toy", source, given)
+        else:
+            assignments.refuse_answers("1_toy", source, given)
 
 
 @pytest.mark.slow

@@ -8,7 +8,8 @@ from toy import SOURCE
 
 import assignments  # isort: skip (from solutions/, which submitting puts on the path)
 from grading import in_sentences, shows  # isort: skip
-from submissions import found_in, in_order, read  # isort: skip
+from ordering import in_order  # isort: skip
+from submissions import found_in, read  # isort: skip
 
 LOCKED = ["blend-visible", "blend-hidden", "double-visible", "double-hidden"]
 
@@ -235,3 +236,33 @@ def test_reversed_cells_are_put_back_into_the_hand_outs_order(source, hand_out):
     assert [name for name in ids(found) if name] == [name for name in ids(source) if name]
     assert cell(found, "blend").source == "answer to blend" and any("another order" in note for note in notes)
     assert sum(one.source == "x = 1" for one in found.cells) == 1
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("gone", ["metadata", "ids of their own", "all"])
+def test_reversed_and_renamed_cells_are_known_by_what_they_define(source, hand_out, reverse, gone):
+    submitted = answered(hand_out)
+    cell(submitted, "blend").source = "%pip install x\nimport math\n\ndef blend(feature, adapted, alpha):\n    return 1"
+    cell(submitted, "double").source = "def helper():\n    return 2\n\ndouble = 0\ndef double(x):\n    return helper()"
+    wanted = {name: cell(submitted, name).source for name in ("blend", "double")}
+    for number, one in enumerate(submitted.cells):
+        if "nbgrader" in one.metadata and one.cell_type == "code":
+            one.metadata = nbformat.from_dict({} if gone == "metadata" else {"nbgrader": {"grade_id": f"cell-{number}"}})
+        if gone == "all":
+            one.metadata, one.id = nbformat.from_dict({}), f"number-{number}"
+    if reverse:
+        submitted.cells.reverse()
+    found, notes = in_order(submitted, source, hand_out)
+    assert [name for name in ids(found) if name] == [name for name in ids(source) if name]
+    assert {name: cell(found, name).source for name in wanted} == wanted
+    assert any("known by" in note for note in notes) and not any("times" in note or "changed" in note for note in notes)
+    assert any("another order" in note for note in notes) == reverse
+    assert all(cell(found, name).source == cell(source, name).source for name in LOCKED)
+    assert sum(one.source == "x = 1" for one in found.cells) == 1
+
+
+def test_a_helper_of_the_same_name_takes_no_answers_place(source, hand_out):
+    submitted = answered(hand_out)
+    submitted.cells.append(nbformat.v4.new_code_cell("def blend():\n    return 'tried'"))
+    found, notes = in_order(submitted, source, hand_out)
+    assert not notes and cell(found, "blend").source == "answer to blend"

@@ -14,7 +14,8 @@ from safetensors.torch import save
 from torch import nn
 
 from pages import complete  # isort: skip (from solutions/)
-from wire import Gone, Mirror, Wire, unchanged  # isort: skip
+from packing import Gone, Mirror  # isort: skip
+from wire import Wire, unchanged  # isort: skip
 
 
 @pytest.fixture
