@@ -470,6 +470,7 @@ check("V of descend(loss, 2, 1, steps=3, rate=0.25)", found[0], [[7], [-14]], {
     "the rate is not used; move by minus rate times the gradient.": [[16], [-32]],
     "it walks uphill; move by minus rate times the gradient.": [[-19], [38]],
     "one step is missing.": [[6], [-12]],
+    "the loss was computed once; call loss(V, b) anew in every step, since V and b have moved.": [[12], [-24]],
     "there is one step too many.": [[7.5], [-15]],
     "V has not moved from zero.": [[0], [0]]})
 check("b of descend(loss, 2, 1, steps=3, rate=0.25)", found[1], [21], {

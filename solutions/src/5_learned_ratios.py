@@ -571,6 +571,7 @@ def check_train():
         "the adapter is not trained: give the optimiser its parameters as well.": [0.5, 1.29428729],
         "nothing is trained: is there a backward() and a step() for each step?": [0.5, 1.0],
         "gradients add up over the steps: clear them before each backward().": [0.79088582, 1.28833987],
+        "the loss was computed once: call loss() anew in every step, since both have changed.": [0.79820160, 1.29670310],
         "only one step was made; is the loop in steps, and the return after it?": [0.5995, 1.099],
         "one step too few was made.": [0.69885095, 1.1980262],
         "one step too many was made.": [0.89603830, 1.39458423],

@@ -257,6 +257,8 @@ def check_learn():
         "the sign is turned: this climbs the loss.": [[0.53817085, -0.01640921], [-0.15908227, -0.33766320]],
         "gradients add up over the steps: clear them before each backward().":
             [[0.43687342, 0.02790812], [0.29556251, -0.13966353]],
+        "the weights W(v) were computed once: call weights(v) in every step, since v has moved.":
+            [[0.45943699, 0.01745560], [0.18561914, -0.16887398]],
         "only one step was made; is the loop in steps, and the return after it?":
             [[0.47971849, 0.00872780], [0.09280957, -0.20943699]],
         "one step too many was made.": [[0.43221639, 0.03165238], [0.32429783, -0.16625132]],

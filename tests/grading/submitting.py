@@ -18,9 +18,10 @@ KEYS = {"about", "says", "start", "edits", "scores", "notes"}
 
 @dataclass(frozen=True)
 class Named:
-    """A named submission. scores: of the cells that do not have full marks; None: no cell has any."""
+    """A named submission. says: sentences of its feedback page. scores: of the cells that do not have full marks; None: no
+    cell has any."""
     about: str
-    says: str
+    says: list
     start: str
     edits: list
     scores: dict | None
@@ -37,8 +38,9 @@ def named(path: Path) -> Named:
         raise ValueError(f"{path.name}: 'all' stands alone and is 0.")
     if found.get("start", "solution") not in ("solution", "blank"):
         raise ValueError(f"{path.name} starts from {found['start']!r}, where solution or blank was expected.")
-    return Named(found["about"], found.get("says", ""), found.get("start", "solution"), found.get("edits", []),
-                 None if "all" in scores else scores, found.get("notes", []))
+    says = found.get("says", [])
+    return Named(found["about"], says if isinstance(says, list) else [says], found.get("start", "solution"),
+                 found.get("edits", []), None if "all" in scores else scores, found.get("notes", []))
 
 
 def patched(submission: Named, solution, hand_out):

@@ -59,8 +59,8 @@ def test_each_submission_gets_its_scores_its_sentence_and_its_notes(spec, graded
     result, page = graded[spec.parent.name, spec.stem]
     assert {name: score for name, score in result.scores.items() if name in expected(submission, solution)} == \
         expected(submission, solution)
-    if submission.says:
-        assert squeezed(submission.says) in squeezed(sentences(page))
+    for sentence in submission.says:
+        assert squeezed(sentence) in squeezed(sentences(page))
     notes = "; ".join(result.notes)
     for note in submission.notes:
         assert note in notes
