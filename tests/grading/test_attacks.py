@@ -12,6 +12,7 @@ import nbformat
 import pytest
 import typer
 from submitting import ROOT, write
+from toy import toy_course
 from typer.testing import CliRunner
 
 import assignments  # isort: skip (from solutions/, which submitting puts on the path)
@@ -244,10 +245,7 @@ print('OPENED', fd >= 0, 'PROCESSES', len([x for x in os.listdir('/proc') if x.i
 def graded(tmp_path_factory):
     """({name: row of grades.csv}, {name: feedback page}, seconds) of one run of the command over all attacks."""
     root = tmp_path_factory.mktemp("attacked")
-    source = root / "1_toy.py"
-    source.write_text(SOURCE, encoding="utf-8")
-    notebook = assignments.source_notebook(source)
-    write(notebook, root / "solutions" / "1_toy" / "1_toy.ipynb")
+    notebook = toy_course(root, SOURCE)
     blank = assignments.hand_outs({"1_toy": notebook})["1_toy"]
     for name, (texts, *_) in ATTACKS.items():
         own = copy.deepcopy(blank)

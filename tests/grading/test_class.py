@@ -6,11 +6,10 @@ import nbformat
 import pytest
 import typer
 from submitting import ROOT, write
-from toy import SOURCE
+from toy import toy_course
 from typer.testing import CliRunner
 
-import assignments  # isort: skip (from solutions/, which submitting puts on the path)
-import grade  # isort: skip
+import grade  # isort: skip (from solutions/, which submitting puts on the path)
 
 BLEND = "def blend(feature, adapted, alpha):\n    return alpha * adapted + (1 - alpha) * feature\n"
 FULL = {"blend-visible": "20", "blend-hidden": "30", "double-visible": "10", "double-hidden": "30", "why": ""}
@@ -42,10 +41,7 @@ CLASS = {
 def course(tmp_path_factory):
     """A course with the toy, and the class's submissions in it."""
     root = tmp_path_factory.mktemp("course")
-    source = root / "1_toy.py"
-    source.write_text(SOURCE, encoding="utf-8")
-    notebook = assignments.source_notebook(source)
-    write(notebook, root / "solutions" / "1_toy" / "1_toy.ipynb")
+    notebook = toy_course(root)
     for name, (text, *_) in CLASS.items():
         own = copy.deepcopy(notebook)
         cell = next(cell for cell in own.cells if cell.metadata.get("nbgrader", {}).get("grade_id") == "blend")

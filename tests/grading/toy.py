@@ -1,4 +1,8 @@
 """A tiny assignment for the tests of the builder and of the grader."""
+from submitting import write
+
+import assignments  # isort: skip (from solutions/, which submitting puts on the path)
+
 SOURCE = '''\
 # %% [markdown]
 # # Toy
@@ -46,3 +50,12 @@ for _x in (0.5, -3.0):
 # Because it is blended.
 # ### END SOLUTION
 '''
+
+
+def toy_course(root, text: str = SOURCE):
+    """The source notebook of `text`, which now stands as 1_toy in the course in the folder `root`."""
+    source = root / "1_toy.py"
+    source.write_text(text, encoding="utf-8")
+    notebook = assignments.source_notebook(source)
+    write(notebook, root / "solutions" / "1_toy" / "1_toy.ipynb")
+    return notebook
