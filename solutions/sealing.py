@@ -47,6 +47,8 @@ def sealed(notebook) -> None:
         cell.source = "\n".join([TITLE.format(name.removesuffix("-visible")), rewritten(cell.source, name, seen)])
         cell.metadata["jupyter"] = {"source_hidden": True}
         cell.metadata["cellView"] = "form"  # Colab's way to fold
+        cell.metadata["tags"] = ["hide-input"]  # the site's, and what it says
+        cell.metadata["mystnb"] = {"code_prompt_show": "Show the check", "code_prompt_hide": "Hide the check"}
 
 
 def imports(notebook) -> dict:
