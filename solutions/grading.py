@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import nbformat
+import walls
 from assignments import HIDDEN_NOTE, ROOT, settings
 from judging import JudgedExecute, undisturbed
 from nbconvert.exporters import HTMLExporter
@@ -91,6 +92,7 @@ def prepared(source: Path, course: Path) -> None:
     config = settings(course)
     folder = course / config.CourseDirectory.source_directory / name
     folder.mkdir(parents=True)
+    course.chmod(0o700)
     shutil.copy(source, folder)
     quiet(GenerateAssignment(coursedir=CourseDirectory(config=config, assignment_id=name), config=config)).start()
 
@@ -145,6 +147,7 @@ def graded(course: Path, submitted: Path, student: str, name: str, scratch: Path
         return
     own = scratch / "course"
     shutil.copytree(course, own)
+    walls.passable(scratch, own)
     place = own / "submitted" / STUDENT / name / f"{name}.ipynb"
     place.parent.mkdir(parents=True)
     nbformat.write(notebook, place)
@@ -185,8 +188,10 @@ def surroundings(scratch: Path, limits: Limits) -> tuple[dict, dict]:
         MPLBACKEND="module://matplotlib_inline.backend_inline", CLIP_ADAPTER_LITE_CACHE=str(work / "cache"),
         HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", PYTHONDONTWRITEBYTECODE="1",
         PYTHONNOUSERSITE="1", PYTHONHASHSEED="0", PYTHONPATH=str(LIBRARY.parent))
-    readable = [str(LIBRARY), *(path for path in sys.path if path and os.path.isdir(path) and not ROOT.is_relative_to(path)
-                                and not LIBRARY.parent.is_relative_to(path) and Path(path) != JUDGES)]
+    about = map(str, LIBRARY.parent.glob("clip_adapter_lite*-info"))  # Python looks for entry points in it
+    readable = [str(LIBRARY), *about, *(path for path in sys.path if path and os.path.isdir(path)
+                                        and Path(path) != JUDGES and not ROOT.is_relative_to(path)
+                                        and not LIBRARY.parent.is_relative_to(path))]
     return {"work": str(work), "readable": readable, "characters": limits.characters}, environment
 
 

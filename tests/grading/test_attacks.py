@@ -226,7 +226,7 @@ threading.Thread(target=flood, daemon=True).start()"""}, NONE, ""),
     "installs": ({"scratch": "!pip install x\n%pip install y\n", "blend": "!pip install z\n" + BLEND, "twice": TWICE},
                  FULL, "has a line that starts a program"),
 }
-if walls.kind():  # without walls, these two would end the tests
+if walls.kind():  # without walls, this would end the tests
     ATTACKS["ends_the_grader"] = ({"scratch": """import os, signal
 for pid in {os.getppid(), 1, *(int(x) for x in os.listdir('/proc') if x.isdigit())} - {os.getpid()}:
     if pid > 0:
@@ -234,6 +234,7 @@ for pid in {os.getppid(), 1, *(int(x) for x in os.listdir('/proc') if x.isdigit(
             os.kill(pid, signal.SIGKILL)
         except OSError:
             pass""", "blend": BLEND, "twice": TWICE}, FULL, "")
+if walls.kind() == "bubblewrap":
     ATTACKS["asks_the_machine"] = ({"scratch": f"""import ctypes, os
 c = ctypes.CDLL(None)
 fd = c.open({str(ROOT / 'README.md').encode()!r}, 0)
@@ -281,6 +282,6 @@ def test_the_instructor_is_told_of_the_walls_and_the_rate(graded):
 
 
 @pytest.mark.grader
-@pytest.mark.skipif(not walls.kind(), reason="bubblewrap is not there, or may not make namespaces")
+@pytest.mark.skipif(walls.kind() != "bubblewrap", reason="bubblewrap is not there, or may not make namespaces")
 def test_behind_the_walls_there_is_nothing_to_see(graded):
     assert "OPENED False PROCESSES True" in graded[1]["asks_the_machine"]

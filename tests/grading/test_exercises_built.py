@@ -83,7 +83,8 @@ if True:
     check("ä(3)", [double(3.0)], [6.0], {"half, ä": right[:1], 'in "quotes"': [9.0]}, tolerance=0.1)
 check("double(2)", double(2.0), right[0],"""), encoding="utf-8")
     check = cells(assignments.source_notebook(course))["double-visible"]
-    assert check.metadata.jupyter.source_hidden and check.metadata.cellView == "form" and check.metadata.tags == ["hide-input"]
+    assert check.metadata.jupyter.source_hidden and check.metadata.cellView == "form"
+    assert check.metadata.tags == ["hide-input"]
     assert check.source.startswith("# @title Check your answer: double.")
     assert "4.0" not in check.source and "right" not in check.source and "1.41421356" not in check.source
     namespace = {"double": lambda x: 2 * x}
