@@ -174,6 +174,8 @@ def main(
     seconds: Annotated[int, typer.Option(min=1, help="Processor time a cell; four times that by the clock.")] = 30,
     memory: Annotated[int, typer.Option(min=1000, help="MB for one submission.")] = 3000,
     again: Annotated[bool, typer.Option("--again", help="Grade also what was graded before with the same bytes.")] = False,
+    seed: Annotated[int | None, typer.Option(min=0, max=2 ** 40, show_default="drawn anew", help="Of the hidden inputs, as "
+                                             "it stands in grades/results; with --again it repeats an earlier run.")] = None,
     hand: Annotated[Path | None, typer.Option(help="by_hand.csv with points for the written answers.", exists=True)] = None,
     canvas: Annotated[Path | None, typer.Option(help="Canvas's exported gradebook; makes canvas.csv.", exists=True)] = None,
     moodle: Annotated[Path | None, typer.Option(help="Moodle's worksheet or export; makes moodle.csv.", exists=True)] = None,
@@ -224,7 +226,7 @@ def main(
                                       soft_wrap=True)
 
             limits, began = Limits(seconds, 4 * seconds, memory), time.monotonic()
-            results = grade_all(submissions, sources, output, limits=limits, jobs=jobs, again=again,
+            results = grade_all(submissions, sources, output, limits=limits, jobs=jobs, again=again, seed=seed,
                                 folder=submitted.resolve(), progress=progress)
         took = time.monotonic() - began
         rows = gradebooks.rows(results, points)
