@@ -129,7 +129,8 @@ def course(
     download: Annotated[bool, typer.Option("--download/--no-download",
                                            help="Fetch what is not in the folder.")] = True,
     sources: Annotated[bool, typer.Option("--sources", help="Only say where each comes from: size, "
-                                                            "licence, hash.")] = False,
+                                                            "licence, hash, and how "
+                                                            "that is known.")] = False,
     batch: Annotated[int, typer.Option(help="Pictures at a time; halved if memory does not "
                                             "suffice.")] = 64,
     workers: Annotated[int | None, typer.Option(help="Threads that decode.",
@@ -148,7 +149,8 @@ def course(
         from ..datasets.course import SOURCES
         for source in SOURCES.values():
             told(f"{source['title']} ({', '.join(source['banks'])}): {source['size']}; "
-                 f"{source['source']}; licence: {source['licence']}; SHA-256: {source['sha256']}")
+                 f"{source['source']}; licence: {source['licence']}; SHA-256: {source['sha256']}; "
+                 f"how that is known: {source['checked']}")
         return
     try:
         found = course_banks(backbone, root, tag=tag, only=only or (), download=download, batch=batch,

@@ -1,8 +1,9 @@
 """The course's datasets with the bundled banks' own rows, from public files: what the notebooks need
 under another backbone.
 
-`course.json` says where each comes from, `course_splits.json` which picture stands in which row of
-the bundled bank (`making/course.py` wrote it). A bank of the same rows draws the same episodes.
+`course.json` says where each comes from and how that is known, `course_splits.json` which picture
+stands in which row of the bundled bank (`making/course.py` wrote it). A bank of the same rows draws
+the same episodes.
 """
 import json
 import os
