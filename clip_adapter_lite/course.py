@@ -1,6 +1,7 @@
 """The course's banks under another backbone: fetched, built in the bundled banks' own rows, and what
 could not be had told.
 """
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -72,11 +73,14 @@ def course_banks(backbone: str | Backbone, root: str | Path, *, tag: str | None 
     protocol says so. Finished banks are kept whatever happens to the others, and an unfinished one
     goes on from its shards. tell: is given a line on each bank, with the time left.
     Raises ValueError for a name in `only` that is none of the course's, for what is no path or no
-    backbone, or for the pocket CLIP, whose banks ship; RuntimeError if the weights cannot be had.
+    backbone, or for the pocket CLIP, whose banks ship; NotADirectoryError for a root that is a
+    file; RuntimeError if the weights cannot be had.
 
     `cal.course_banks("RN50-quickgelu", "/data")`
     """
     root, todo = located(root), names_given(only, "only") or list(COURSE)
+    if os.path.isfile(root):
+        raise NotADirectoryError(f"{root} is a file; give the folder of datasets, or one to be made.")
     for name in todo:
         source_of(name)
     if not isinstance(backbone, (str, Backbone)):

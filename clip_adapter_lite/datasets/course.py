@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from ..errors import BankError
-from ..files import located
+from ..files import located, unwritten
 from ..splits import SPLITS, rank
 from . import archives
 from .base import SUFFIXES, ImageDataset, Item, hidden, pictures
@@ -95,7 +95,10 @@ def _holds(folder: Path) -> bool:
 
 def _fetch(source: dict, root: Path) -> None:
     fetch, title = source["fetch"], source["title"]
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritten(root, error, "fetch again") from error
     by_hand = f"check the network, or fetch it by hand: {source['by_hand']}"
     if kind := fetch.get("torchvision"):
         import torchvision
@@ -108,15 +111,18 @@ def _fetch(source: dict, root: Path) -> None:
         archives.attempt(lambda: unpack_parquet(files, place, wanted), title, by_hand)
         return
     known = source["sha256"] if len(source["sha256"]) == 64 else None
-    name = fetch["url"].rsplit("/", 1)[1]
+    file = place / fetch["url"].rsplit("/", 1)[1]
+    given = file.is_file()
     try:
-        file = archives.fetch(fetch["url"], place / name, known)
+        file = archives.fetch(fetch["url"], file, known)
+        if file.suffix == ".parquet":
+            unpack_parquet(str(file), place)
+        else:
+            archives.unpack(file, place)
     except BankError as error:
+        if not given:  # what cannot be unpacked would else be taken for the archive ever after
+            file.unlink(missing_ok=True)
         raise BankError(f"{title}: {str(error).rstrip('.')}; by hand: {source['by_hand']}.") from error
-    if name.endswith(".parquet"):
-        unpack_parquet(str(file), place)
-    else:
-        archives.unpack(file, place)
 
 
 def _found(bank: str, source: dict, folder: Path) -> dict[tuple[str, str], object]:
