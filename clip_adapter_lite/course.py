@@ -49,7 +49,10 @@ class Course:
     def __str__(self):
         lines = [f"{count(len(self.built), 'bank')} of {self.backbone} built, {len(self.kept)} there "
                  f"already, {len(self.lacking)} could not be had."]
-        lines += [f"  {bank}: {why}" for bank, why in self.lacking.items()]
+        alike: dict[str, list[str]] = {}
+        for bank, why in self.lacking.items():
+            alike.setdefault(why, []).append(bank)
+        lines += [f"  {', '.join(banks)}: {why}" for why, banks in alike.items()]
         if left := self.notebooks_left_out:
             lines.append("Notebooks that wait for them: " + "; ".join(
                 f"{number} ({', '.join(banks)})" for number, banks in left.items()) + ".")

@@ -17,6 +17,7 @@ from test_any_file import bank, contents, held, kinds, names, put, quick
 from clip_adapter_lite import FeatureBank, course_banks, load_backbone, push
 from clip_adapter_lite import sharing as sharing_module
 from clip_adapter_lite.banks import cache_place
+from clip_adapter_lite.course import Course
 from clip_adapter_lite.datasets import archives
 from clip_adapter_lite.datasets.course import COURSE, SOURCES, course_dataset
 from clip_adapter_lite.datasets.parquet import unpack_parquet
@@ -255,6 +256,20 @@ def test_no_network_at_the_hub_is_one_sentence_whatever_its_library_raises(made,
     assert found.kept == ["pacs-photo"] and list(found.lacking) == ["sun18"]
     sentence(found.lacking["sun18"])
     assert "Name or service not known); check the network, or fetch it by hand" in found.lacking["sun18"]
+
+
+def test_an_archive_that_the_user_put_there_is_kept_and_named(tmp_path, expect_refused):
+    file = tmp_path / "grocery" / "master.zip"
+    file.parent.mkdir()
+    file.write_bytes(b"mine")
+    with expect_refused(f"fetch it again (remove {file} first); by hand: dataset/ of the repository"):
+        course_dataset("grocery", tmp_path, download=True)
+    assert file.read_bytes() == b"mine"
+
+
+def test_banks_that_wait_for_the_same_are_told_together():
+    found = Course("RN50", lacking={"pacs-art": "No network.", "rsscn7": "Damaged.", "pacs-photo": "No network."})
+    assert str(found).splitlines()[1:3] == ["  pacs-art, pacs-photo: No network.", "  rsscn7: Damaged."]
 
 
 def test_a_full_disk_is_one_sentence_and_what_is_unpacked_again_needs_no_second_fetch(made, tmp_path, monkeypatch,

@@ -100,13 +100,13 @@ def unpack(archive: str | Path, folder: str | Path) -> None:
                         bundle.extract(member, scratch)
             else:
                 raise BankError(f"{archive} is neither a zip nor a tar archive, or is damaged; "
-                                "remove it and fetch it again.")
+                                "fetch it again.")
         except (*BROKEN, OSError, RuntimeError) as error:
             if getattr(error, "errno", None) in FULL:
                 raise unwritten(folder, error, "unpack it again") from error
             # encrypted, packed in another way, names too long, a file where a folder should be
-            raise BankError(f"{archive} is damaged or cannot be unpacked ({_why(error)}); remove it "
-                            "and fetch it again.") from error
+            raise BankError(f"{archive} is damaged or cannot be unpacked ({_why(error)}); fetch it "
+                            "again.") from error
         entries = sorted(Path(scratch).iterdir())
         if there := [entry.name for entry in entries if (folder / entry.name).exists()]:
             raise BankError(f"{archive} would overwrite {folder / there[0]}; move that away first.")
@@ -128,5 +128,5 @@ def _check(archive: Path, name: str, plain: bool, size: int, folder: Path) -> No
         raise BankError(f"{archive} is not safe: its member '{name}' is a link or a device; do not "
                         "use it.")
     if size > (free := shutil.disk_usage(folder).free):
-        raise BankError(f"{archive} holds '{name}' of {size / 1e9:.1f} GB, and there is room for "
-                        f"{free / 1e9:.1f} GB in {folder}; make room, or take another folder.")
+        raise BankError(f"{archive} holds '{name}' of {size:,} bytes, and there is room for {free:,} "
+                        f"in {folder}; make room, or take another folder.")

@@ -122,7 +122,9 @@ def _fetch(source: dict, root: Path) -> None:
     except BankError as error:
         if not given:  # what cannot be unpacked would else be taken for the archive ever after
             file.unlink(missing_ok=True)
-        raise BankError(f"{title}: {str(error).rstrip('.')}; by hand: {source['by_hand']}.") from error
+        again = f" (remove {file} first)" if file.is_file() else ""
+        raise BankError(f"{title}: {str(error).rstrip('.')}{again}; by hand: "
+                        f"{source['by_hand']}.") from error
 
 
 def _found(bank: str, source: dict, folder: Path) -> dict[tuple[str, str], object]:
