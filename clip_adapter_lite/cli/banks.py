@@ -120,8 +120,10 @@ def build(
 
 @app.command()
 def course(
-    backbone: Annotated[str, typer.Option(help="An open_clip name such as RN50-quickgelu.")],
-    root: Annotated[Path, typer.Option(help="The folder that holds the datasets, or gets them.")],
+    backbone: Annotated[str | None, typer.Option(help="An open_clip name such as RN50-quickgelu.",
+                                                 show_default=False)] = None,
+    root: Annotated[Path | None, typer.Option(help="The folder that holds the datasets, or gets them.",
+                                              show_default=False)] = None,
     tag: Annotated[str | None, typer.Option(help="The backbone's weights: open_clip's tag, or a "
                                                  "checkpoint's path.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="Just this bank; may be repeated.",
@@ -152,6 +154,9 @@ def course(
                  f"{source['source']}; licence: {source['licence']}; SHA-256: {source['sha256']}; "
                  f"how that is known: {source['checked']}")
         return
+    if backbone is None or root is None:
+        raise typer.BadParameter("give --backbone and --root, such as --backbone RN50-quickgelu "
+                                 "--root data; or --sources alone.")
     try:
         found = course_banks(backbone, root, tag=tag, only=only or (), download=download, batch=batch,
                              workers=workers, force=force, tell=told)
