@@ -9,8 +9,9 @@ from pathlib import Path
 
 from .backbones import Backbone, agree, load_backbone
 from .banks import FeatureBank, build_bank, cache_place
-from .datasets.course import COURSE, course_dataset, size_of, source_of
-from .errors import one_line
+from .datasets.base import ImageDataset
+from .datasets.course import COURSE, course_dataset, is_there, size_of, source_of
+from .errors import BankError, one_line
 from .files import located
 from .naming import count
 from .values import names_given, shown
@@ -95,6 +96,7 @@ def course_banks(backbone: str | Backbone, root: str | Path, *, tag: str | None 
     model = load_backbone(backbone, tag) if isinstance(backbone, str) else backbone
     found = Course(model.name)
     left, done, seconds = sum(map(size_of, todo)), 0, 0.0
+    lost: dict[str, str] = {}
     for number, name in enumerate(todo, 1):
         left -= size_of(name)
         place = cache_place(name, model.name)
@@ -103,7 +105,7 @@ def course_banks(backbone: str | Backbone, root: str | Path, *, tag: str | None 
                 _check(FeatureBank.load(place), model, place)
                 found.kept.append(name)
                 continue
-            dataset = course_dataset(name, root, download=download)
+            dataset = _dataset(name, root, download, lost)
             start = time.perf_counter()
             bank = build_bank(dataset, model, out=place, force=force, batch=batch, workers=workers,
                               progress=progress)
@@ -118,6 +120,19 @@ def course_banks(backbone: str | Backbone, root: str | Path, *, tag: str | None 
     found.unasked.extend(name for name in COURSE if name not in todo
                          and not cache_place(name, model.name).is_file())
     return found
+
+
+def _dataset(name: str, root: Path, download: bool, lost: dict[str, str]) -> ImageDataset:
+    """`course_dataset`; a source that could not be had is not asked again for another of its banks."""
+    title = source_of(name)["title"]
+    if title in lost:
+        raise BankError(lost[title])
+    try:
+        return course_dataset(name, root, download=download)
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        if not is_there(name, root):
+            lost[title] = f"{one_line(error)}."
+        raise
 
 
 def _check(bank: FeatureBank, model: Backbone, place: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_any_file import bank, contents, held, kinds, names, put, quick
 
-from clip_adapter_lite import FeatureBank, course_banks, load_backbone, push
+from clip_adapter_lite import BankError, FeatureBank, course_banks, load_backbone, push
 from clip_adapter_lite import sharing as sharing_module
 from clip_adapter_lite.banks import cache_place
 from clip_adapter_lite.course import Course
@@ -256,6 +256,19 @@ def test_no_network_at_the_hub_is_one_sentence_whatever_its_library_raises(made,
     assert found.kept == ["pacs-photo"] and list(found.lacking) == ["sun18"]
     sentence(found.lacking["sun18"])
     assert "Name or service not known); check the network, or fetch it by hand" in found.lacking["sun18"]
+
+
+def test_a_source_that_cannot_be_had_is_asked_once_for_all_its_banks(made, tmp_path, monkeypatch):
+    asked = []
+
+    def fetch(url, path, sha256):
+        asked.append(url)
+        raise BankError(f"{url} has another SHA-256.")
+    monkeypatch.setattr(archives, "fetch", fetch)
+    four = ["pacs-art", "pacs-photo", "pacs-cartoon", "pacs-sketch"]
+    found = course_banks(made[0], tmp_path / "data", only=four, **QUIET)
+    assert asked == [SOURCES["pacs"]["fetch"]["url"]] and list(found.lacking) == four
+    assert len(set(found.lacking.values())) == 1
 
 
 def test_an_archive_that_the_user_put_there_is_kept_and_named(tmp_path, expect_refused):

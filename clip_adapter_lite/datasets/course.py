@@ -50,6 +50,11 @@ def size_of(bank: str) -> int:
     return sum(len(stems.split()) for split in SPLITS for _, stems in rows_of()[bank][split])
 
 
+def is_there(bank: str, root: Path) -> bool:
+    """Whether any pictures of a bank's source lie in the folder of datasets."""
+    return _there(source_of(bank), root) is not None
+
+
 def course_dataset(bank: str, root: str | Path, *, download: bool = False) -> ImageDataset:
     """The pictures of a bank of the course, in the rows that the bundled bank has.
 
