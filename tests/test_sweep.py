@@ -211,7 +211,7 @@ def test_what_validation_chooses_and_what_choosing_on_test_would_flatter():
     assert chosen.iloc[0].accuracy == pytest.approx(0.5) and chosen.iloc[0].best_accuracy == pytest.approx(0.85)
 
 
-def test_a_choice_took_the_shots_and_the_validation_images_of_each_class(toy_bank):
+def test_a_choice_took_the_shots_and_the_validation_images_of_each_class(toy_bank, expect_refused):
     """Of classes with 3, 1, 0 and 5 validation images a choice at 4 shots sees all but one, at 1 shot one each."""
     bank = toy_bank(classes=4, train=8, val=[3, 1, 0, 5])
     table = cal.sweep(bank, cal.CLIPAdapter(steps=1), {"alpha": [0.0, 0.5]}, [1, 4], [1, 2], jobs=1)
@@ -219,6 +219,9 @@ def test_a_choice_took_the_shots_and_the_validation_images_of_each_class(toy_ban
     chosen = chosen_on_validation(table, ["alpha"], bank).set_index("shots").labelled
     assert chosen.to_dict() == {1: 1 + (1 + 1 + 0 + 1) / 4, 4: 4 + (3 + 1 + 0 + 4) / 4}
     assert "labelled" not in chosen_on_validation(table, ["alpha"])
+    for others in ([toy_bank(dataset="another")], ["toy"]):
+        with expect_refused("The table has runs on 'toy' with the backbone 'none', which is not among banks", ValueError):
+            chosen_on_validation(table, ["alpha"], others)
 
 
 def test_the_printed_choice_has_every_number_in_80_columns():
