@@ -31,7 +31,7 @@ from .methods import (
 from .opensets import OpenSet, open_set
 from .predictions import predict_files
 from .reports import Report, report
-from .sharing import pull, push
+from .sharing import pull, pull_shared, push
 from .splits import Split
 from .transfer import base_and_new, transfer
 
@@ -40,6 +40,6 @@ __all__ = ["Backbone", "BankError", "CLAP", "CLIPAdapter", "Calibration", "Class
            "OpenSet", "Report", "Split", "TipAdapter", "ZeroShot", "base_and_new", "build_bank",
            "calibrate", "calibration_error", "classifier_weights", "compare", "course_banks",
            "export_classifier", "list_banks", "load_backbone", "load_classifier", "open_set",
-           "paired_bootstrap", "per_class_accuracy", "predict", "predict_files", "pull", "push",
-           "recompute", "reference", "reliability_curve", "report", "save_classifier",
-           "summarise", "sweep", "transfer"]
+           "paired_bootstrap", "per_class_accuracy", "predict", "predict_files", "pull",
+           "pull_shared", "push", "recompute", "reference", "reliability_curve", "report",
+           "save_classifier", "summarise", "sweep", "transfer"]

@@ -93,13 +93,13 @@ class Backbone:
         """What holds token_embedding, transformer, ln_final …: the model itself (`CLIP`) or its
         `text` part.
 
-        Raises TypeError for towers that are not CLIP's causal transformer (Hugging Face text
+        Raises ValueError for towers that are not CLIP's causal transformer (Hugging Face text
         models, CoCa).
         """
         tower = getattr(self.model, "text", self.model)
         if not _is_causal(tower):
-            raise TypeError(f"{self.name} has a text tower other than CLIP's causal transformer; "
-                            "use a CLIP model such as 'ViT-B-32-quickgelu'.")
+            raise ValueError(f"{self.name} has a text tower other than CLIP's causal transformer; "
+                             "use a CLIP model such as 'ViT-B-32-quickgelu'.")
         return tower
 
     def embed(self, tokens: Tensor) -> Tensor:

@@ -292,6 +292,7 @@ def build_bank(dataset: ImageDataset | str, backbone: str | Backbone = "pocket",
         dataset = datasets.load_dataset(dataset, root, download=download,
                                         allow_missing=allow_missing, seed=seed)
     workers = os.cpu_count() or 1 if workers is None else workers
+    batch, workers = whole_number(batch, "batch"), whole_number(workers, "workers")
     if batch < 1 or workers < 1:
         raise ValueError(f"batch and workers must be at least 1; got {batch} and {workers}.")
     if out:

@@ -1,6 +1,7 @@
 """The course's banks under another backbone: fetched, built in the bundled banks' own rows, and what
 could not be had told.
 """
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -8,8 +9,12 @@ from pathlib import Path
 
 from .backbones import Backbone, agree, load_backbone
 from .banks import FeatureBank, build_bank, cache_place
-from .datasets.course import COURSE, course_dataset, size_of, source_of
+from .datasets.base import ImageDataset
+from .datasets.course import COURSE, course_dataset, is_there, size_of, source_of
+from .errors import BankError, one_line
+from .files import located
 from .naming import count
+from .values import names_given, shown
 
 # The banks that each notebook loads; 01, and 11 for the paper's table, take whatever there is.
 NOTEBOOKS = {
@@ -27,12 +32,13 @@ NOTEBOOKS = {
 @dataclass(frozen=True)
 class Course:
     """What `course_banks` did. built, kept: banks made now, and those that were there; lacking: why
-    each of the others is not.
+    each of the others that were asked for is not; unasked: what is not there either.
     """
     backbone: str
     built: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     lacking: dict[str, str] = field(default_factory=dict)
+    unasked: list[str] = field(default_factory=list)
 
     @property
     def notebooks_left_out(self) -> dict[str, list[str]]:
@@ -43,19 +49,24 @@ class Course:
 
     def __str__(self):
         lines = [f"{count(len(self.built), 'bank')} of {self.backbone} built, {len(self.kept)} there "
-                 f"already, {len(self.lacking)} of {len(COURSE)} could not be had."]
-        lines += [f"  {bank}: {why}" for bank, why in self.lacking.items()]
+                 f"already, {len(self.lacking)} could not be had."]
+        alike: dict[str, list[str]] = {}
+        for bank, why in self.lacking.items():
+            alike.setdefault(why, []).append(bank)
+        lines += [f"  {', '.join(banks)}: {why}" for why, banks in alike.items()]
         if left := self.notebooks_left_out:
             lines.append("Notebooks that wait for them: " + "; ".join(
                 f"{number} ({', '.join(banks)})" for number, banks in left.items()) + ".")
             lines.append("The same command tries these again and builds nothing twice.")
-        else:
+        if self.unasked:
+            lines.append(f"Not asked for, and not there: {', '.join(self.unasked)}.")
+        elif not self.lacking:
             lines.append(f"All {len(NOTEBOOKS)} notebooks run with BACKBONE = \"{self.backbone}\".")
         return "\n".join(lines)
 
 
 def course_banks(backbone: str | Backbone, root: str | Path, *, tag: str | None = None,
-                 only: Sequence[str] = (), download: bool = True, batch: int = 64,
+                 only: Sequence[str] | str = (), download: bool = True, batch: int = 64,
                  workers: int | None = None, force: bool = False, progress: bool = True,
                  tell: Callable[[str], None] = print) -> Course:
     """Every bank that the course's notebooks load, built with `backbone` where it is not yet there.
@@ -65,20 +76,27 @@ def course_banks(backbone: str | Backbone, root: str | Path, *, tag: str | None 
     name, so that episodes of the same seed hold the same pictures; where they cannot be told, its
     protocol says so. Finished banks are kept whatever happens to the others, and an unfinished one
     goes on from its shards. tell: is given a line on each bank, with the time left.
-    Raises ValueError for a name in `only` that is none of the course's, or for the pocket CLIP,
-    whose banks ship; RuntimeError if the weights cannot be had.
+    Raises ValueError for a name in `only` that is none of the course's, for what is no path or no
+    backbone, or for the pocket CLIP, whose banks ship; NotADirectoryError for a root that is a
+    file; RuntimeError if the weights cannot be had.
 
     `cal.course_banks("RN50-quickgelu", "/data")`
     """
-    for name in only:
+    root, todo = located(root), names_given(only, "only") or list(COURSE)
+    if os.path.isfile(root):
+        raise NotADirectoryError(f"{root} is a file; give the folder of datasets, or one to be made.")
+    for name in todo:
         source_of(name)
+    if not isinstance(backbone, (str, Backbone)):
+        raise ValueError(f"{shown(backbone)} is no backbone; give a name, such as RN50-quickgelu, or "
+                         "what load_backbone gave.")
     if "pocket" in (backbone, getattr(backbone, "name", "")):
         raise ValueError("The pocket CLIP's banks ship with the package; give another backbone, such "
                          "as RN50-quickgelu.")
     model = load_backbone(backbone, tag) if isinstance(backbone, str) else backbone
     found = Course(model.name)
-    todo = list(only or COURSE)
     left, done, seconds = sum(map(size_of, todo)), 0, 0.0
+    lost: dict[str, str] = {}
     for number, name in enumerate(todo, 1):
         left -= size_of(name)
         place = cache_place(name, model.name)
@@ -87,7 +105,7 @@ def course_banks(backbone: str | Backbone, root: str | Path, *, tag: str | None 
                 _check(FeatureBank.load(place), model, place)
                 found.kept.append(name)
                 continue
-            dataset = course_dataset(name, root, download=download)
+            dataset = _dataset(name, root, download, lost)
             start = time.perf_counter()
             bank = build_bank(dataset, model, out=place, force=force, batch=batch, workers=workers,
                               progress=progress)
@@ -97,9 +115,24 @@ def course_banks(backbone: str | Backbone, root: str | Path, *, tag: str | None 
             tell(f"{number} of {len(todo)}: {name}, {many} images; {bank.meta['protocol']} · "
                  f"{done / seconds:.0f} images/s, {_left(left * seconds / done)}")
         except (ValueError, OSError, RuntimeError, ImportError) as error:
-            found.lacking[name] = " ".join(str(error).split()).rstrip(".") + "."
+            found.lacking[name] = f"{one_line(error)}."
             tell(f"{number} of {len(todo)}: {name} could not be had: {found.lacking[name]}")
+    found.unasked.extend(name for name in COURSE if name not in todo
+                         and not cache_place(name, model.name).is_file())
     return found
+
+
+def _dataset(name: str, root: Path, download: bool, lost: dict[str, str]) -> ImageDataset:
+    """`course_dataset`; a source that could not be had is not asked again for another of its banks."""
+    title = source_of(name)["title"]
+    if title in lost:
+        raise BankError(lost[title])
+    try:
+        return course_dataset(name, root, download=download)
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        if not is_there(name, root):
+            lost[title] = f"{one_line(error)}."
+        raise
 
 
 def _check(bank: FeatureBank, model: Backbone, place: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .errors import one_line
+from .values import shown
 
 BUNDLED = Path(__file__).parent / "bundled"
 
@@ -20,7 +21,11 @@ def cache_folder() -> Path:
 
 
 def located(path: str | Path) -> Path:
-    """The path with ~ and ~user as home folders; a name that only begins with ~ stays as it is."""
+    """The path with ~ and ~user as home folders; a name that only begins with ~ stays as it is.
+    Raises ValueError for what is no path.
+    """
+    if not isinstance(path, (str, Path)):
+        raise ValueError(f"{shown(path)} is no path; give a text or a pathlib.Path.")
     if "\0" in str(path):
         raise ValueError(f"{str(path)!r} is no path, as it holds a NUL; give another.")
     return Path(os.path.expanduser(path))

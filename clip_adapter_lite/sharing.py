@@ -17,6 +17,7 @@ from .banks import FeatureBank, cache_place
 from .errors import BankError, one_line
 from .files import cache_folder, file_hash, located, may_write, parsed, unwritten
 from .progress import bar
+from .values import names_given, shown
 
 WEB = ("http://", "https://")
 CHUNK = 1 << 20  # bytes
@@ -111,26 +112,46 @@ def pull(source: str | Path, *, name: str | None = None, sha256: str | None = No
         partial.unlink(missing_ok=True)
 
 
-def places(given: Sequence[str] | str | None = None) -> list[str]:
+def places(given: Sequence[str | Path] | str | Path | None = None) -> list[str]:
     """The folders that shared banks are looked for in: those given, else what
     $CLIP_ADAPTER_LITE_PLACES names (with spaces between), else the package's own list, which is
-    empty today.
+    empty today. Raises ValueError for what are no addresses.
     """
-    if given:
-        return [given] if isinstance(given, str) else list(map(str, given))
+    if isinstance(given, (list, tuple, Path)):
+        given = [str(one) if isinstance(one, Path) else one
+                 for one in ([given] if isinstance(given, Path) else given)]
+    if known := names_given(given, "places of shared banks"):
+        return known
     if named := os.environ.get("CLIP_ADAPTER_LITE_PLACES", "").split():
         return named
-    return parsed(Path(__file__).with_name("places.json").read_text(encoding="utf-8"))
+    listed = Path(__file__).with_name("places.json")
+    known = parsed(listed.read_text(encoding="utf-8"))
+    if not isinstance(known, list) or not all(isinstance(one, str) and one.strip() for one in known):
+        raise ValueError(f"{listed} must hold a list of addresses, as [\"hf://datasets/OWNER/REPO\"]; "
+                         f"got {shown(known)}.")
+    return known
 
 
-def pull_shared(names: Sequence[str] = (), *, source: Sequence[str] | str | None = None,
+def pull_shared(names: Sequence[str] | str = (), *,
+                source: Sequence[str | Path] | str | Path | None = None,
                 force: bool = False, progress: bool = False) -> list[Path]:
-    """`pull` the banks of these names, or all, from the first of `places(source)` that has each.
+    """`pull` the banks of these names, or all, from the first place that has each; returns the
+    paths.
 
+    source: a folder, repository or bucket, or several; by default those that
+    $CLIP_ADAPTER_LITE_PLACES names (with spaces between), else the package's own list, which is
+    empty today. Of a web address, which cannot be listed, banks are had by name only.
     Where a bank that is there already differs, or one is damaged, the others are pulled before the
-    error is raised. Raises FileNotFoundError, naming the places, for a name that none has.
+    error is raised. Raises FileNotFoundError, naming the places, for a name that none has;
+    ValueError for what are no names or addresses; OSError if a place cannot be read.
+
+    `cal.pull_shared(source="hf://datasets/OWNER/REPO")`
     """
-    known, unlisted, wrong = places(source), [], []
+    names, known, unlisted, wrong = names_given(names, "names"), places(source), [], []
+    for name in names:
+        if "/" in name or "\\" in name:
+            raise ValueError(f"'{name}' is an address, and no bank's name; give it to pull, or a name "
+                             "alone.")
     if not known:
         raise FileNotFoundError("No place of shared banks is known; name one with --from (source=…) "
                                 "or in $CLIP_ADAPTER_LITE_PLACES, or give a bank's whole address.")

@@ -86,6 +86,12 @@ def as_texts(values, what: str) -> list[str]:
     return found
 
 
+def names_given(values, what: str) -> list[str]:
+    """Names, each once, or none; one alone is a list of one. Raises BankError as `as_texts` does."""
+    none = values is None or hasattr(values, "__len__") and not len(values)
+    return [] if none else list(dict.fromkeys(as_texts(values, what)))
+
+
 def as_scale(value, dataset: str) -> float:
     """A logit_scale, a number over 0 or a tensor as a model has it, as a number of Python's. Raises
     BankError for others.

@@ -1,5 +1,7 @@
 """What the tests share: a quiet environment, small synthetic banks, and what a good refusal looks like."""
+import shutil
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -70,6 +72,16 @@ def cache(tmp_path, monkeypatch):
     folder = tmp_path / "cache"
     monkeypatch.setenv("CLIP_ADAPTER_LITE_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture
+def place(tmp_path):
+    """An empty folder for every example: `place()`."""
+    def made() -> Path:
+        shutil.rmtree(tmp_path / "place", ignore_errors=True)
+        (tmp_path / "place").mkdir()
+        return tmp_path / "place"
+    return made
 
 
 @pytest.fixture

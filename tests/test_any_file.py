@@ -4,7 +4,6 @@ import shutil
 from functools import cache
 from pathlib import Path
 
-import pytest
 import torch
 from conftest import make_bank
 from hypothesis import HealthCheck, given, settings
@@ -64,16 +63,6 @@ def contents() -> dict[str, bytes]:
 
 
 kinds = st.sampled_from(sorted(["folder", "absent", *contents.__wrapped__()]))
-
-
-@pytest.fixture
-def place(tmp_path):
-    """An empty folder for every example: `place()`."""
-    def made() -> Path:
-        shutil.rmtree(tmp_path / "place", ignore_errors=True)
-        (tmp_path / "place").mkdir()
-        return tmp_path / "place"
-    return made
 
 
 def put(path: Path, kind: str) -> None:

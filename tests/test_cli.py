@@ -271,6 +271,7 @@ def test_fit_then_predict(run, tmp_path, boot):
     episode = bank.episode(8, seed=3)
     fitted = cal.TipAdapter(device="cpu").fit(episode)
     assert f"test accuracy {100 * fitted.accuracy(episode.test):.1f} % on 2500 images" in text
+    assert "8 shots, seed 3, 12 labelled images a class" in text  # and 4 for validation
     assert f"validation accuracy {100 * fitted.val_accuracy:.1f} %" in text and f"α = {fitted.alpha:.2f}, β = " in text
     assert "tip-adapter on fashion-mnist, 8 shots, seed 3" in text and "pocket CLIP (ImageNet-supervised" in text
     assert torch.equal(cal.load_classifier(file).logits(episode.test.features), fitted.logits(episode.test.features))

@@ -194,7 +194,7 @@ def test_without_resume_the_old_rows_are_kept_under_another_name(banks, tmp_path
 def test_a_run_that_its_bank_does_not_allow_ends_no_other(toy_bank, tmp_path, expect_refused):
     study = dict(banks=[toy_bank(dataset="no val", val=0), toy_bank()], shots=[1], seeds=[1], out=tmp_path / "r.csv")
     methods = ["clip-adapter(alpha=val, steps=1)", "zero-shot"]
-    with expect_refused("1 of 4 runs could not be done (no val: the residual ratio is chosen on validation images"):
+    with expect_refused(f"1 of 4 runs could not be done ({methods[0]}: no val: the residual ratio is chosen on validation"):
         cal.compare(methods=methods, **study)
     done = {(row["dataset"], row["method"]) for row in read_rows(tmp_path / "r.csv").values()}
     assert done == {("no val", "zero-shot"), ("toy", methods[0]), ("toy", "zero-shot")}

@@ -201,6 +201,24 @@ def test_the_command_says_what_is_lacking_and_where_everything_comes_from(model,
     assert all(f"licence: {s['licence']}; SHA-256: {s['sha256']}" in listed for s in SOURCES.values())
 
 
+def test_what_is_said_of_torchvisions_sources_is_what_torchvision_does():
+    import inspect
+    import re
+
+    import torchvision
+    if tuple(map(int, torchvision.__version__.split(".")[:2])) < (0, 29):
+        pytest.skip("`checked` names torchvision 0.29")
+    for source in SOURCES.values():
+        assert set(source) >= {"title", "size", "licence", "by_hand", "checked"} and len(source["fetch"]) in (1, 2)
+        if kind := source["fetch"].get("torchvision"):
+            known = re.findall("[0-9a-f]{32}", source["sha256"])
+            code = inspect.getsource(getattr(torchvision.datasets, kind))
+            assert known and all(md5 in code for md5 in known), kind
+        else:  # a commit, whose files stay the same, or a branch that `checked` speaks of
+            address = source["fetch"].get("url") or source["fetch"]["parquet"]
+            assert re.search("[/@][0-9a-f]{40}[/.]", address) or "branch:" in source["checked"], address
+
+
 def test_a_bank_that_is_not_there_names_the_command(expect_refused):
     with expect_refused("`clip-adapter-lite course --backbone RN50-quickgelu --root DIR`", FileNotFoundError):
         FeatureBank.load("pacs-cartoon", "RN50-quickgelu")

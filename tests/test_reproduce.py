@@ -358,6 +358,8 @@ def test_the_command_prints_what_it_measured_and_where_it_went(typed, tmp_path):
     said = typed(*words)
     row = row_of(pandas.read_csv(out / "reproduce.csv"), "eurosat", "clip-adapter", 1)
     assert f"{row.ours:.1f} ({row.difference:+.1f})" in said and "ours minus the paper's" in said
+    counts = dict(re.findall(r"^(zero-shot|clip-adapter)\b.*?labelled images a\s+class:\s+([\d/]+)", said, re.M | re.S))
+    assert counts == {"zero-shot": "0", "clip-adapter": "2"}  # one shot, and one validation image to learn the ratio from
     assert re.search(r"Not measured: imagenet, .*dtd", said) and str(out / "reproduce.md") in said
     before = (out / "runs.csv").read_text()
     assert typed(*words, "--resume").splitlines()[-3:] == said.splitlines()[-3:]

@@ -1,4 +1,5 @@
 """Sweeps: every point of the grid, the same rows on every engine, resumed after a kill."""
+import io
 import os
 import signal
 import subprocess
@@ -208,6 +209,31 @@ def test_what_validation_chooses_and_what_choosing_on_test_would_flatter():
     assert len(chosen) == 1
     assert chosen.iloc[0].alpha == 0.5 and chosen.iloc[0].val_accuracy == pytest.approx(0.8)
     assert chosen.iloc[0].accuracy == pytest.approx(0.5) and chosen.iloc[0].best_accuracy == pytest.approx(0.85)
+
+
+def test_a_choice_took_the_shots_and_the_validation_images_of_each_class(toy_bank, expect_refused):
+    """Of classes with 3, 1, 0 and 5 validation images a choice at 4 shots sees all but one, at 1 shot one each."""
+    bank = toy_bank(classes=4, train=8, val=[3, 1, 0, 5])
+    table = cal.sweep(bank, cal.CLIPAdapter(steps=1), {"alpha": [0.0, 0.5]}, [1, 4], [1, 2], jobs=1)
+    assert table[table.shots == 4].labelled.unique().tolist() == [4.0]  # a fixed ratio looks at the shots alone
+    chosen = chosen_on_validation(table, ["alpha"], bank).set_index("shots").labelled
+    assert chosen.to_dict() == {1: 1 + (1 + 1 + 0 + 1) / 4, 4: 4 + (3 + 1 + 0 + 4) / 4}
+    assert "labelled" not in chosen_on_validation(table, ["alpha"])
+    for others in ([toy_bank(dataset="another")], ["toy"]):
+        with expect_refused("The table has runs on 'toy' with the backbone 'none', which is not among banks", ValueError):
+            chosen_on_validation(table, ["alpha"], others)
+
+
+def test_the_printed_choice_has_every_number_in_80_columns():
+    from rich.console import Console
+    chosen = pandas.DataFrame([dict(dataset="pacs-cartoon", shots=16, labelled=20.0, alpha=0.5, reduction=32,
+                                    branch="visual", val_accuracy=0.8214, accuracy=0.81, best_accuracy=0.814)])
+    console = Console(width=80, file=io.StringIO())
+    console.print(studies.chosen_table(chosen, ["alpha", "reduction", "branch"], "pocket CLIP"))
+    lines = console.file.getvalue().splitlines()
+    assert ["pacs-cartoon", *"16 20 0.5 32 visual 82.1 81.0 81.4".split()] in [line.split() for line in lines]
+    assert "bank shots labelled alpha reduction branch val test test".split() in [line.split() for line in lines]
+    assert "labelled: images a class" in " ".join(lines)
 
 
 def test_a_sweep_takes_one_of_a_kind_and_numbers_of_numpy(banks):

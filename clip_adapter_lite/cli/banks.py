@@ -120,8 +120,10 @@ def build(
 
 @app.command()
 def course(
-    backbone: Annotated[str, typer.Option(help="An open_clip name such as RN50-quickgelu.")],
-    root: Annotated[Path, typer.Option(help="The folder that holds the datasets, or gets them.")],
+    backbone: Annotated[str | None, typer.Option(help="An open_clip name such as RN50-quickgelu.",
+                                                 show_default=False)] = None,
+    root: Annotated[Path | None, typer.Option(help="The folder that holds the datasets, or gets them.",
+                                              show_default=False)] = None,
     tag: Annotated[str | None, typer.Option(help="The backbone's weights: open_clip's tag, or a "
                                                  "checkpoint's path.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="Just this bank; may be repeated.",
@@ -129,7 +131,8 @@ def course(
     download: Annotated[bool, typer.Option("--download/--no-download",
                                            help="Fetch what is not in the folder.")] = True,
     sources: Annotated[bool, typer.Option("--sources", help="Only say where each comes from: size, "
-                                                            "licence, hash.")] = False,
+                                                            "licence, hash, and how "
+                                                            "that is known.")] = False,
     batch: Annotated[int, typer.Option(help="Pictures at a time; halved if memory does not "
                                             "suffice.")] = 64,
     workers: Annotated[int | None, typer.Option(help="Threads that decode.",
@@ -148,8 +151,12 @@ def course(
         from ..datasets.course import SOURCES
         for source in SOURCES.values():
             told(f"{source['title']} ({', '.join(source['banks'])}): {source['size']}; "
-                 f"{source['source']}; licence: {source['licence']}; SHA-256: {source['sha256']}")
+                 f"{source['source']}; licence: {source['licence']}; SHA-256: {source['sha256']}; "
+                 f"how that is known: {source['checked']}")
         return
+    if backbone is None or root is None:
+        raise typer.BadParameter("give --backbone and --root, such as --backbone RN50-quickgelu "
+                                 "--root data; or --sources alone.")
     try:
         found = course_banks(backbone, root, tag=tag, only=only or (), download=download, batch=batch,
                              workers=workers, force=force, tell=told)

@@ -97,7 +97,8 @@ def fit(
     fitted = sure(chosen.fit(episode))
     saved = save_classifier(fitted, out)  # before anything is measured or printed, which can fail
     drawn = "all shots" if shots == "all" else count(shots, "shot")
-    told(f"{fitted.method.label} on {loaded.dataset}, {drawn}, seed {seed}: "
+    seen = f"{fitted.method.labelled(episode):.3g} labelled images a class"
+    told(f"{fitted.method.label} on {loaded.dataset}, {drawn}, seed {seed}, {seen}: "
          f"{', '.join(facts(fitted, episode))} (features: {features_of(loaded.backbone)}).")
     written = [str(saved)]
     if len(episode.test):

@@ -79,10 +79,13 @@ def reproduce(
 
 def compact(rows, method: str) -> Table:
     """One method's measured accuracies: a row per dataset, a column per number of shots, the
-    difference in brackets.
+    difference in brackets; below it how many labelled images a class it looked at.
     """
     shots = sorted(rows.shots.unique())
-    table = Table(title=method, title_justify="left")
+    seen = [f"{low:.3g}" + (f" to {high:.3g}" if high > low else "") for low, high in
+            rows.groupby("shots").labelled.agg(["min", "max"]).itertuples(index=False)]
+    table = Table(title=method, title_justify="left", caption_justify="left",
+                  caption=f"labelled images a class: {'/'.join(seen)}")
     table.add_column("dataset")
     for s in shots:
         table.add_column({0: "no shots", 1: "1 shot"}.get(s, f"{s} shots"), justify="right",

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE
 from rich.markup import escape
 from rich.table import Table
 
@@ -184,7 +185,8 @@ def sweep(
     with stoppable(out):
         table = run(**study, out=out, resume=resume, jobs=jobs, engine=engine,
                     address=address or None, progress=True)
-    console.print(chosen_table(chosen_on_validation(table, axes), axes, plots.features_of(backbone)))
+    console.print(chosen_table(chosen_on_validation(table, axes, loaded), axes,
+                               plots.features_of(backbone)))
     written = [str(out), str(out.with_suffix(".json"))]
     if len(drawn) > 1:
         x, y = ("alpha", next(n for n in drawn if n != "alpha")) if "alpha" in drawn else drawn[:2]
@@ -193,15 +195,18 @@ def sweep(
 
 
 def chosen_table(chosen, axes, features: str) -> Table:
-    """What validation chose for each bank and number of shots."""
+    """What validation chose for each bank and number of shots; three settings stand in 80 columns."""
     table = Table(title="Chosen on validation (means over seeds, in %)", title_justify="left",
-                  caption=f"features: {features}; the last column is chosen on test and only shows "
+                  box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False,
+                  caption=f"features: {features}; labelled: images a class that the choice took, "
+                          "shots and validation; the last column is chosen on test and only shows "
                           "how that would flatter",
                   caption_justify="left")
-    for title in ("bank", "shots", *axes, "validation", "test", "best on test"):
-        table.add_column(title, justify="left" if title == "bank" else "right")
+    for title in ("bank", "shots", "labelled", *axes, "val", "test", "best on test"):
+        table.add_column(title, justify="left" if title == "bank" else "right",
+                         no_wrap=title != "best on test")
     for row in chosen.to_dict("records"):
-        table.add_row(escape(row["dataset"]), str(row["shots"]),
+        table.add_row(escape(row["dataset"]), str(row["shots"]), f"{row['labelled']:.3g}",
                       *(f"{row[a]:g}" if isinstance(row[a], float) else str(row[a])
                                                          for a in axes),
                       *(f"{100 * row[k]:.1f}" for k in ("val_accuracy", "accuracy", "best_accuracy")))

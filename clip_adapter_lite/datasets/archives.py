@@ -2,6 +2,7 @@
 it is meant for.
 """
 import errno
+import lzma
 import shutil
 import stat
 import tarfile
@@ -15,9 +16,10 @@ from pathlib import Path, PureWindowsPath
 from urllib.request import Request, urlopen
 
 from ..errors import BankError, one_line
-from ..files import file_hash, whole
+from ..files import file_hash, unwritten, whole
 
-BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError)
+BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError)
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def attempt(action: Callable, what: str, advice: str, tries: int = 3):
@@ -29,7 +31,7 @@ def attempt(action: Callable, what: str, advice: str, tries: int = 3):
             return action()
         # torchvision raises RuntimeError for a wrong hash
         except (OSError, RuntimeError, HTTPException, *BROKEN) as error:
-            full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+            full = getattr(error, "errno", None) in FULL
             if turn == tries or full or 400 <= getattr(error, "code", 0) < 500:
                 why = f"the disk is full: {one_line(error)}" if full else one_line(error)
                 raise BankError(f"{what} could not be fetched ({why}); {advice}.") from error
@@ -71,8 +73,9 @@ def unpack(archive: str | Path, folder: str | Path) -> None:
     there.
 
     Raises BankError, before that member is written, for one that would leave the folder or is
-    neither file nor folder (links, devices); also for a damaged archive and for an entry that is
-    there already.
+    neither file nor folder (links, devices), or larger than the room on the disk; also for a
+    damaged archive and for an entry that is there already. Raises OSError if the disk does not
+    take it.
     """
     from rich import progress
     archive, folder = Path(archive), Path(folder)
@@ -83,19 +86,27 @@ def unpack(archive: str | Path, folder: str | Path) -> None:
                 with progress.open(archive, "rb",
                                    description=archive.name) as raw, tarfile.open(fileobj=raw) as tar:
                     for member in tar:
-                        _check(archive, member.name, member.isfile() or member.isdir())
+                        _check(archive, member.name, member.isfile() or member.isdir(),
+                               member.size, folder)
                         tar.extract(member, scratch, filter="data")
+                    while tar.fileobj.read(1 << 20):  # to the checksum at the end
+                        pass
             elif zipfile.is_zipfile(archive):
                 with zipfile.ZipFile(archive) as bundle:
                     for member in progress.track(bundle.infolist(), archive.name):
                         kind = stat.S_IFMT(member.external_attr >> 16)
-                        _check(archive, member.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR))
+                        _check(archive, member.filename, kind in (0, stat.S_IFREG, stat.S_IFDIR),
+                               member.file_size, folder)
                         bundle.extract(member, scratch)
             else:
                 raise BankError(f"{archive} is neither a zip nor a tar archive, or is damaged; "
                                 "fetch it again.")
-        except BROKEN as error:
-            raise BankError(f"{archive} is damaged ({one_line(error)}); fetch it again.") from error
+        except (*BROKEN, OSError, RuntimeError) as error:
+            if getattr(error, "errno", None) in FULL:
+                raise unwritten(folder, error, "unpack it again") from error
+            # encrypted, packed in another way, names too long, a file where a folder should be
+            raise BankError(f"{archive} is damaged or cannot be unpacked ({_why(error)}); fetch it "
+                            "again.") from error
         entries = sorted(Path(scratch).iterdir())
         if there := [entry.name for entry in entries if (folder / entry.name).exists()]:
             raise BankError(f"{archive} would overwrite {folder / there[0]}; move that away first.")
@@ -103,7 +114,12 @@ def unpack(archive: str | Path, folder: str | Path) -> None:
             entry.rename(folder / entry.name)
 
 
-def _check(archive: Path, name: str, plain: bool) -> None:
+def _why(error: Exception) -> str:
+    """Why, without the name of the place that it was unpacked to."""
+    return getattr(error, "strerror", None) or one_line(error)
+
+
+def _check(archive: Path, name: str, plain: bool, size: int, folder: Path) -> None:
     path = PureWindowsPath(name)  # reads both kinds of separators, and drives
     if path.anchor or ".." in path.parts:
         raise BankError(f"{archive} is not safe: its member '{name}' would be written outside the "
@@ -111,3 +127,6 @@ def _check(archive: Path, name: str, plain: bool) -> None:
     if not plain:
         raise BankError(f"{archive} is not safe: its member '{name}' is a link or a device; do not "
                         "use it.")
+    if size > (free := shutil.disk_usage(folder).free):
+        raise BankError(f"{archive} holds '{name}' of {size:,} bytes, and there is room for {free:,} "
+                        f"in {folder}; make room, or take another folder.")

@@ -1,8 +1,9 @@
 """The course's datasets with the bundled banks' own rows, from public files: what the notebooks need
 under another backbone.
 
-`course.json` says where each comes from, `course_splits.json` which picture stands in which row of
-the bundled bank (`making/course.py` wrote it). A bank of the same rows draws the same episodes.
+`course.json` says where each comes from and how that is known, `course_splits.json` which picture
+stands in which row of the bundled bank (`making/course.py` wrote it). A bank of the same rows draws
+the same episodes.
 """
 import json
 import os
@@ -11,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from ..errors import BankError
-from ..files import located
+from ..files import located, unwritten
 from ..splits import SPLITS, rank
 from . import archives
 from .base import SUFFIXES, ImageDataset, Item, hidden, pictures
@@ -47,6 +48,11 @@ def size_of(bank: str) -> int:
     if bank == "fashion-mnist":
         return 480 + 160 + 2500
     return sum(len(stems.split()) for split in SPLITS for _, stems in rows_of()[bank][split])
+
+
+def is_there(bank: str, root: Path) -> bool:
+    """Whether any pictures of a bank's source lie in the folder of datasets."""
+    return _there(source_of(bank), root) is not None
 
 
 def course_dataset(bank: str, root: str | Path, *, download: bool = False) -> ImageDataset:
@@ -94,7 +100,10 @@ def _holds(folder: Path) -> bool:
 
 def _fetch(source: dict, root: Path) -> None:
     fetch, title = source["fetch"], source["title"]
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritten(root, error, "fetch again") from error
     by_hand = f"check the network, or fetch it by hand: {source['by_hand']}"
     if kind := fetch.get("torchvision"):
         import torchvision
@@ -107,15 +116,20 @@ def _fetch(source: dict, root: Path) -> None:
         archives.attempt(lambda: unpack_parquet(files, place, wanted), title, by_hand)
         return
     known = source["sha256"] if len(source["sha256"]) == 64 else None
-    name = fetch["url"].rsplit("/", 1)[1]
+    file = place / fetch["url"].rsplit("/", 1)[1]
+    given = file.is_file()
     try:
-        file = archives.fetch(fetch["url"], place / name, known)
+        file = archives.fetch(fetch["url"], file, known)
+        if file.suffix == ".parquet":
+            unpack_parquet(str(file), place)
+        else:
+            archives.unpack(file, place)
     except BankError as error:
-        raise BankError(f"{title}: {str(error).rstrip('.')}; by hand: {source['by_hand']}.") from error
-    if name.endswith(".parquet"):
-        unpack_parquet(str(file), place)
-    else:
-        archives.unpack(file, place)
+        if not given:  # what cannot be unpacked would else be taken for the archive ever after
+            file.unlink(missing_ok=True)
+        again = f" (remove {file} first)" if file.is_file() else ""
+        raise BankError(f"{title}: {str(error).rstrip('.')}{again}; by hand: "
+                        f"{source['by_hand']}.") from error
 
 
 def _found(bank: str, source: dict, folder: Path) -> dict[tuple[str, str], object]:

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from ..errors import BankError, one_line
+from ..values import shown
 
 
 def plain(name: str) -> str:
@@ -48,6 +49,10 @@ def unpack_parquet(files: str, folder: Path, wanted: Collection[str] = ()) -> No
             entry.rename(folder / entry.name)
     except ArrowException as error:
         raise BankError(f"{files} is damaged ({one_line(error)}); fetch it again.") from error
+    except (BankError, OSError):
+        raise
+    except Exception as error:  # every file system has its own: no network is httpx's ConnectError
+        raise OSError(one_line(error)) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -57,14 +62,27 @@ def _classes(table, files: str, wanted: Collection[str]) -> dict[int, str]:
     try:
         features = json.loads(table.schema_arrow.metadata[b"huggingface"])["info"]["features"]
         names = features["label"]["names"]
-    except (KeyError, TypeError, ValueError) as error:
+        told = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        told = told and {"image", "label"} <= set(table.schema_arrow.names)
+    except (KeyError, TypeError, ValueError, RecursionError):
+        told = False
+    if not told:
         raise BankError(f"{files} does not say what its labels are called, as the Hugging Face "
-                        "hub's image datasets do; fetch it by hand.") from error
+                        "hub's image datasets do; fetch it by hand.")
     known = {plain(name): name for name in wanted}
     chosen = {label: known.get(plain(name)) if wanted else name for label, name in enumerate(names)}
     if lost := set(known) - {plain(name) for name in names}:
         raise BankError(f"{files} has no class '{sorted(lost)[0]}'; fetch it by hand.")
-    return {label: Path(name).name for label, name in chosen.items() if name}
+    return {label: _part(name) for label, name in chosen.items() if name is not None}
+
+
+def _part(name: str) -> str:
+    """A name as one part of a path. Raises BankError for one that would lead elsewhere."""
+    found = Path(name).name
+    if found in ("", "..") or "\0" in found or len(found) > 100:
+        raise BankError("A Parquet file calls a class, a domain or a picture "
+                        f"{shown(name)}, which can be no folder or file; fetch it by hand.")
+    return found
 
 
 def _write(table, group: int, names: dict[int, str], scratch: Path, row: int) -> int:
@@ -76,10 +94,14 @@ def _write(table, group: int, names: dict[int, str], scratch: Path, row: int) ->
     for place, one in enumerate(table.read_row_group(group, columns=columns).to_pylist()):
         if labels[place] not in names:
             continue
-        target = scratch / Path(one.get("domain") or ".").name / names[labels[place]]
+        picture, domain = one["image"], one.get("domain")
+        data = picture.get("bytes") if isinstance(picture, dict) else None
+        if not isinstance(data, bytes):
+            raise BankError(f"Row {row + place} of a Parquet file holds no picture; fetch it by hand.")
+        target = scratch / (_part(str(domain)) if domain else ".") / names[labels[place]]
         target.mkdir(parents=True, exist_ok=True)
-        given = Path(one["image"]["path"] or "").name
+        given = _part(picture["path"]) if picture.get("path") else ""
         if not given or (target / given).exists():
             given = f"{row + place:06}{Path(given).suffix or '.jpg'}"
-        (target / given).write_bytes(one["image"]["bytes"])
+        (target / given).write_bytes(data)
     return len(labels)

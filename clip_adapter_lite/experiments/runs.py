@@ -312,7 +312,8 @@ def execute(runs: Sequence[Run], results: Results | None = None, *, progress: bo
     if results:
         results.finish(runs)
     if failed:
-        why = "; ".join(list(dict.fromkeys(failed.values()))[:5])
+        first = {why: key[2] for key, why in reversed(failed.items())}  # of each reason, whose run
+        why = "; ".join([f"{first[why]}: {why}" for why in dict.fromkeys(failed.values())][:5])
         raise BankError(f"{len(failed)} of {count(len(runs), 'run')} could not be done ({why}); the "
                         f"others are kept in {results.path}, so leave those out and go on with "
                         "--resume (resume=True).")

@@ -74,14 +74,17 @@ def sweep(banks: Iterable[FeatureBank], base: str | Method = CLIPAdapter(),
     return tidy(pandas.DataFrame(rows, columns=columns))
 
 
-def chosen_on_validation(table, grid: Iterable[str]):
+def chosen_on_validation(table, grid: Iterable[str], banks: Iterable[FeatureBank] = ()):
     """The setting of each dataset, backbone and number of shots with the highest mean validation
     accuracy over seeds.
 
-    grid: the settings. Raises ValueError for a table without runs, or without the columns. Of
-    equals the first in the order of the table. One row each: the settings, val_accuracy, accuracy
-    (means over seeds) and best_accuracy, the highest mean test accuracy of any setting: how much
-    choosing on test would flatter.
+    grid: the settings. Raises ValueError for a table without runs, or without the columns, or with a
+    bank that `banks` lacks. Of equals the first in the order of the table. One row each: the
+    settings, val_accuracy, accuracy (means over seeds) and best_accuracy, the highest mean test
+    accuracy of any setting: how much choosing on test would flatter.
+    banks: those of the table; with them there is a column `labelled`, the labelled images a class
+    that the choice took: the shots, and the validation images whatever the setting (those columns
+    of `sweep` say what a fit looked at, which at a fixed ratio is the shots alone).
     """
     cell, grid = ["dataset", "backbone", "shots"], several(grid)
     need_runs(table, [*cell, *grid, "accuracy", "val_accuracy"])
@@ -90,4 +93,18 @@ def chosen_on_validation(table, grid: Iterable[str]):
     means = means.dropna(subset="val_accuracy")
     groups = means.groupby(cell, sort=False)
     chosen = means.loc[groups["val_accuracy"].idxmax()].set_index(cell)
-    return chosen.assign(best_accuracy=groups["accuracy"].max()).reset_index()
+    chosen = chosen.assign(best_accuracy=groups["accuracy"].max()).reset_index()
+    if banks := several(banks):
+        chosen["labelled"] = [_labelled(banks, *row) for row in chosen[cell].itertuples(index=False)]
+    return chosen
+
+
+def _labelled(banks: list[FeatureBank], dataset: str, backbone: str, shots: int) -> float:
+    """Support and validation images a class, a mean over classes; any seed draws as many."""
+    bank = next((bank for bank in banks if isinstance(bank, FeatureBank)
+                 and (bank.dataset, bank.backbone) == (dataset, backbone)), None)
+    if bank is None:
+        raise ValueError(f"The table has runs on '{dataset}' with the backbone '{backbone}', which is "
+                         "not among banks; give the banks that were swept, or none.")
+    episode = bank.episode(int(shots), allow_fewer=True)
+    return (len(episode.support) + len(episode.val)) / len(episode.classnames)
