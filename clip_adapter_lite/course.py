@@ -93,21 +93,23 @@ def course_banks(backbone: str | Backbone, root: str | Path, *, tag: str | None 
     if "pocket" in (backbone, getattr(backbone, "name", "")):
         raise ValueError("The pocket CLIP's banks ship with the package; give another backbone, such "
                          "as RN50-quickgelu.")
-    model = load_backbone(backbone, tag) if isinstance(backbone, str) else backbone
-    found = Course(model.name)
+    if isinstance(backbone, str):
+        tell(f"Loading {backbone}; the first time its weights are downloaded, which wants a network.")
+        backbone = load_backbone(backbone, tag)
+    found = Course(backbone.name)
     left, done, seconds = sum(map(size_of, todo)), 0, 0.0
     lost: dict[str, str] = {}
     for number, name in enumerate(todo, 1):
         left -= size_of(name)
-        place = cache_place(name, model.name)
+        place = cache_place(name, backbone.name)
         try:
             if place.is_file() and not force:
-                _check(FeatureBank.load(place), model, place)
+                _check(FeatureBank.load(place), backbone, place)
                 found.kept.append(name)
                 continue
             dataset = _dataset(name, root, download, lost)
             start = time.perf_counter()
-            bank = build_bank(dataset, model, out=place, force=force, batch=batch, workers=workers,
+            bank = build_bank(dataset, backbone, out=place, force=force, batch=batch, workers=workers,
                               progress=progress)
             many = sum(map(len, bank.splits.values()))
             done, seconds = done + many, seconds + time.perf_counter() - start
@@ -118,7 +120,7 @@ def course_banks(backbone: str | Backbone, root: str | Path, *, tag: str | None 
             found.lacking[name] = f"{one_line(error)}."
             tell(f"{number} of {len(todo)}: {name} could not be had: {found.lacking[name]}")
     found.unasked.extend(name for name in COURSE if name not in todo
-                         and not cache_place(name, model.name).is_file())
+                         and not cache_place(name, backbone.name).is_file())
     return found
 
 
