@@ -152,8 +152,10 @@ def graphs(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: Stream())
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
-    monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: nullcontext(made[-1]))
-    return made
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream, **options: nullcontext(made[-1]))
+    training._aside.cache_clear()
+    yield made
+    training._aside.cache_clear()
 
 
 @pytest.mark.parametrize("steps, replays", [(1, None), (3, None), (4, 1), (9, 6)])
