@@ -1,7 +1,7 @@
 """A CUDA card that is none: tensors which say that they lie on cuda:0 and are computed on the CPU, for tests without a GPU.
 
 The library's own code for CUDA runs on them. They refuse what a card refuses (tensors of two devices in one operation,
-half precision under a norm in single), and what a capture refuses (waiting for the card, copies from and to the CPU, chance).
+half precision under a norm in single), and what a capture refuses (waiting for it, copies from and to the CPU, chance).
 A captured graph is the list of its operations with their tensors: a replay computes these again, and nothing that Python did
 beside them; until then, and once the graph is gone, its memory holds NaN.
 """
