@@ -197,7 +197,8 @@ def calibrate(classifier, held_out: Split | None, *, scaling: str = "temperature
         if weights is None or zero_shot.classnames != classifier.classnames:
             raise ValueError("SaLS goes by zero-shot's logits over the same classes; give "
                              "zero_shot=cal.ZeroShot().fit(episode).")
-        found = replace(found, weights=weights, logit_scale=float(zero_shot.head.logit_scale))
+        # on the CPU, as the limits: an export is for any machine
+        found = replace(found, weights=weights.cpu(), logit_scale=float(zero_shot.head.logit_scale))
     if asked:
         found = _learned(found, classifier, held_out, false_reject, coverage)
     return replace(classifier, calibration=found)

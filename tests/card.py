@@ -18,6 +18,7 @@ WAITS = set("""_local_scalar_dense item equal is_nonzero nonzero masked_select _
     unique_dim_consecutive bincount histc repeat_interleave _linalg_solve_ex _linalg_eigh _linalg_svd""".split())
 CHANCE = set("""uniform_ normal_ normal bernoulli_ bernoulli randn rand randperm randint random_ native_dropout multinomial
     exponential_""".split())
+INDEX = "index", "index_put_", "index_put", "_index_put_impl_"
 BRINGS = {"_to_copy", "copy_", "_pin_memory"}  # from a device to another
 
 
@@ -40,6 +41,12 @@ class Card(torch.Tensor):
     is_cuda = property(lambda self: True)
     is_meta = property(lambda self: False)
 
+    data = property(lambda self: self.detach(), lambda self, other: self._become(other))
+
+    def _become(self, other):
+        torch.Tensor.data.__set__(self, other)
+        self.held = other.held
+
     def __repr__(self, **_):
         return f"Card({self.held!r})"
 
@@ -47,6 +54,9 @@ class Card(torch.Tensor):
         raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor first.")
 
     __array__ = numpy
+
+    def __getitem__(self, key):  # C++ would put a list's numbers on the device "meta"
+        return super().__getitem__(torch.tensor(key) if isinstance(key, list) else key)
 
     def tolist(self):
         return self.cpu().tolist()
@@ -81,9 +91,8 @@ def compute(func, args, kwargs):
     if name == "copy_":
         result_there = isinstance(args[0], Card)
     if there and here and name not in BRINGS:
-        mixed = [x for x in here if x.ndim and not (name in ("index", "index_put_", "index_put", "_index_put_impl_")
-                                                    and x.dtype in (torch.int64, torch.bool))]
-        if mixed:
+        places = tensors(args[1]) if name in INDEX and isinstance(args[0], Card) else ()  # which CUDA takes from the CPU
+        if any(x.ndim and not any(x is place for place in places) for x in here):
             raise Refused(f"Expected all tensors to be on the same device, but found cuda:0 and cpu ({func})")
     if there and name == "native_layer_norm" and any(x is not None and x.dtype != args[0].dtype for x in args[2:4]):
         raise Refused(f"expected scalar type {args[0].dtype} but found {args[2].dtype} ({func})")
@@ -135,8 +144,7 @@ class Graph:
     def check(self, func, name, there, here, result_there):
         if name in WAITS and there:
             raise Refused(f"operation not permitted when stream is capturing: {func} waits for the card")
-        if name in ("index", "index_put_", "index_put", "_index_put_impl_") and any(x.dtype in (torch.bool, torch.uint8)
-                                                                                   for x in there[1:]):
+        if name in INDEX and any(x.dtype in (torch.bool, torch.uint8) for x in there[1:]):
             raise Refused(f"operation not permitted when stream is capturing: {func} by truth values waits for the card")
         if name in CHANCE:
             raise Refused(f"{func}: chance in a captured step")
