@@ -64,7 +64,7 @@ class Calibration:
         """Whether each image, [N], is none of the classes, by its unscaled logits [N, C]."""
         if self.threshold is None:
             return torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
-        return logits.double().amax(1) < self.threshold
+        return (logits.cpu().double().amax(1) < self.threshold).to(logits.device)
 
     def sets(self, logits: Tensor) -> Tensor:
         """Whether each class is in each image's set, [N, C] of truth values, by unscaled logits.
@@ -74,7 +74,7 @@ class Calibration:
         if self.limits is None:
             raise ValueError("This classifier has no prediction sets; calibrate it with "
                              "cal.calibrate(classifier, held_out, coverage=0.9) (fit --coverage 0.9).")
-        return logits.double().softmax(1) >= self.limits.to(logits.device)
+        return (logits.cpu().double().softmax(1) >= self.limits).to(logits.device)
 
     def to_file(self) -> tuple[dict[str, Tensor], dict]:
         """The tensors, and the rest as JSON has it."""

@@ -16,8 +16,8 @@ CUDA = torch.device("cuda", 0)
 # what reads the card's memory to know what to do, so waits for it
 WAITS = set("""_local_scalar_dense item equal is_nonzero nonzero masked_select _unique2 unique_dim unique_consecutive
     unique_dim_consecutive bincount histc repeat_interleave _linalg_solve_ex _linalg_eigh _linalg_svd""".split())
-CHANCE = set("""uniform_ normal_ normal bernoulli_ bernoulli randn rand randperm randint random_ native_dropout multinomial
-    exponential_""".split())
+CHANCE = set("""uniform_ normal_ normal bernoulli_ bernoulli randn rand randperm randint random_ native_dropout
+    multinomial exponential_""".split())
 INDEX = "index", "index_put_", "index_put", "_index_put_impl_"
 BRINGS = {"_to_copy", "copy_", "_pin_memory"}  # from a device to another
 
@@ -133,13 +133,13 @@ def written(func, args, kwargs) -> list[torch.Tensor]:
 
 
 class Graph:
-    """Stands in for torch.cuda.CUDAGraph."""
+    """Stands in for torch.cuda.CUDAGraph. `replays`: how often each one made was replayed."""
     capturing: "Graph | None" = None
-    made: list["Graph"] = []
+    replays: list[int] = []
 
     def __init__(self):
-        self.work, self.own, self.before_capture, self.replays = [], {}, {}, 0
-        Graph.made.append(self)
+        self.work, self.own, self.before_capture, self.number = [], {}, {}, len(Graph.replays)
+        Graph.replays.append(0)
 
     def check(self, func, name, there, here, result_there):
         if name in WAITS and there:
@@ -180,7 +180,7 @@ class Graph:
             torch.empty(0, dtype=torch.uint8).set_(x.untyped_storage()).fill_(255)  # NaN, or -1
 
     def replay(self):
-        self.replays += 1
+        Graph.replays[self.number] += 1
         with torch.no_grad(), torch.utils._python_dispatch._disable_current_modes():
             for func, args, kwargs, out in self.work:
                 again = func(*args, **kwargs)
@@ -217,13 +217,15 @@ def a_card(monkeypatch):
     """Inside, "cuda:0" is such a card."""
     from clip_adapter_lite import backbones, devices, training
     main, loaded = Stream(CUDA), backbones.shared_backbone
+    if torch.cuda.is_available():
+        torch.cuda.init()  # what C++ then takes for done must be
     monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
     for name, fake in {"CUDAGraph": Graph, "Stream": Stream, "current_stream": lambda device=None: main, "graph": capture,
                        "stream": lambda stream: nullcontext(), "mem_get_info": lambda device=None: (2 ** 33, 2 ** 34),
                        "memory_reserved": lambda device=None: 0, "memory_allocated": lambda device=None: 0,
                        "empty_cache": lambda: None}.items():
         monkeypatch.setattr(torch.cuda, name, fake)
-    Graph.made.clear()
+    Graph.replays.clear()
     training._aside.cache_clear()
     torch._C._set_only_lift_cpu_tensors(True)
     try:
@@ -231,7 +233,7 @@ def a_card(monkeypatch):
             yield
     finally:
         torch._C._set_only_lift_cpu_tensors(False)
-        Graph.made.clear()
+        Graph.replays.clear()
         for kept in (devices.must_work, training._aside):
             kept.cache_clear()
         loaded.cache_clear()

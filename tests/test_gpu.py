@@ -19,7 +19,7 @@ TEXTS = ["a photo of a dog.", "a sketch of a very old house.", "zebra"]
 
 @pytest.fixture
 def captured(monkeypatch):
-    """How often a training step was replayed. What keeps one from being captured, which a fit says nothing of, is printed."""
+    """How often a training step was replayed. What keeps one from being captured, which no fit tells, is printed."""
     told, replay, end = [], torch.cuda.CUDAGraph.replay, torch.cuda.graph.__exit__
 
     def ended(graph, kind, error, trace):

@@ -20,7 +20,7 @@ from clip_adapter_lite.methods.base import cosine_logits
 from clip_adapter_lite.methods.coop import CoOp, Prompts
 from clip_adapter_lite.training import train
 
-STEPS = 63
+STEPS, GPU = 63, "cuda"
 
 
 def waited(work):
@@ -37,9 +37,9 @@ def card() -> str:
 
 
 def fit_over_matmul(quick: bool) -> Measured:
-    method = cal.CLIPAdapter(alpha=ALPHA, device="cuda")
-    episode = synthetic_episode(100, 16, 1024).to("cuda")
-    with torch.device("cuda"):
+    method = cal.CLIPAdapter(alpha=ALPHA, device=GPU)
+    episode = synthetic_episode(100, 16, 1024).to(GPU)
+    with torch.device(GPU):
         bare = bare_products(episode, method)
     ours, products = by_turns(waited(lambda: method.fit(episode)), waited(bare), quick=quick)
     return Measured(ratio(ours, products), (
@@ -49,7 +49,7 @@ def fit_over_matmul(quick: bool) -> Measured:
 
 def alpha_search(quick: bool) -> Measured:
     episode = cal.FeatureBank.load("cifar10").episode(16, 1)
-    one, search = cal.CLIPAdapter(alpha=0.5, device="cuda"), cal.CLIPAdapter(alpha="val", device="cuda")
+    one, search = cal.CLIPAdapter(alpha=0.5, device=GPU), cal.CLIPAdapter(alpha="val", device=GPU)
     searched, fitted = by_turns(waited(lambda: search.fit(episode)), waited(lambda: one.fit(episode)), quick=quick)
     return Measured(ratio(searched, fitted), (
         f"The search of {len(search.grid)} ratios takes {1000 * median(searched):.0f} ms, one fit "
@@ -59,15 +59,15 @@ def alpha_search(quick: bool) -> Measured:
 def ablation_seconds(quick: bool) -> Measured:
     bank, grid = cal.FeatureBank.load("cifar10"), GRID | ({"reduction": (4,)} if quick else {})
     rows = []
-    study = waited(lambda: rows.append(len(cal.sweep(bank, cal.CLIPAdapter(device="cuda"), grid, [16], SEEDS))))
+    study = waited(lambda: rows.append(len(cal.sweep(bank, cal.CLIPAdapter(device=GPU), grid, [16], SEEDS))))
     taken, = by_turns(study, quick=quick)
     return Measured(median(taken), f"{rows[0]} adapters through cal.sweep take {median(taken):.1f} s ({card()}).")
 
 
 def peers_speedup(quick: bool) -> Measured:
     bank, epochs = cal.FeatureBank.load("caltech101"), 5 if quick else EPOCHS
-    episode, method = bank.episode(16, 1), cal.CLIPAdapter(alpha=ALPHA, device="cuda")
-    there, kept = episode.to("cuda", torch.float32), {}
+    episode, method = bank.episode(16, 1), cal.CLIPAdapter(alpha=ALPHA, device=GPU)
+    there, kept = episode.to(GPU, torch.float32), {}
     peers = waited(lambda: kept.update(theirs=train_as_peers(there, ALPHA, epochs)))
     train_as_peers(there, ALPHA, 1)  # their whole training takes half a minute, so it is not also run uncounted
     fit = waited(lambda: kept.update(ours=method.fit(episode)))
@@ -100,11 +100,11 @@ def both_trainings(classes: int):
     logging.getLogger().setLevel(logging.ERROR)
     from conftest import random_backbone
     names = [f"thing number {i}" for i in range(classes)]
-    backbone = random_backbone("ViT-B-16-quickgelu", precision="fp16", device="cuda")
-    backbone = replace(backbone, device=torch.device("cuda"), dtype=torch.float16)
+    backbone = random_backbone("ViT-B-16-quickgelu", precision="fp16", device=GPU)
+    backbone = replace(backbone, device=torch.device(GPU), dtype=torch.float16)
     prompts = Prompts(backbone, names, length=LENGTH, position="end", class_specific=False, words=None)
-    features = torch.randn(4 * classes, backbone.width, device="cuda")
-    labels = torch.arange(classes, device="cuda").repeat(4)
+    features = torch.randn(4 * classes, backbone.width, device=GPU)
+    labels = torch.arange(classes, device=GPU).repeat(4)
 
     def training(weights, still: bool):
         loss = lambda step: cross_entropy(cosine_logits(features, weights().float(), 100.0), labels)
@@ -139,7 +139,7 @@ def coop_memory(quick: bool) -> Measured:
 
 def build_rate(quick: bool) -> Measured:
     """Today's way against PIL's, which was yesterday's."""
-    backbone, usual = cal.load_backbone("pocket", device="cuda"), encoding.can_decode
+    backbone, usual = cal.load_backbone("pocket", device=GPU), encoding.can_decode
     with tempfile.TemporaryDirectory() as folder:
         dataset = as_dataset(draw_pictures(Path(folder), 64 if quick else 1280, 500))
 
