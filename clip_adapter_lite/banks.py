@@ -37,7 +37,7 @@ class FeatureBank:
     """Image and text features of one dataset under one backbone, and where they came from.
 
     text_features [C, D]; splits maps "train", "val" and "test" to `Split`s; tensors are kept in
-    half precision, without a graph.
+    half precision on the CPU, without a graph.
     meta: what else is known (protocol, source, licence, preprocessing, weights, versions …),
         JSON-serialisable.
     Raises BankError on shapes, labels or values that cannot be right.
@@ -77,8 +77,8 @@ class FeatureBank:
                             "the bank records itself; use another key.")
         for name, split in self.splits.items():
             split.check(f"{self.dataset}, {name}", text.shape[1], len(self.classnames))
-        object.__setattr__(self, "text_features", text.half())
-        object.__setattr__(self, "splits", {name: self.splits[name].to(torch.float16)
+        object.__setattr__(self, "text_features", text.to("cpu", torch.float16))
+        object.__setattr__(self, "splits", {name: self.splits[name].to("cpu", torch.float16)
                                             for name in SPLITS})
         object.__setattr__(self, "logit_scale", as_scale(self.logit_scale, self.dataset))
         for name in SPLITS:  # half precision overflows at 65 504

@@ -64,7 +64,7 @@ class Calibration:
         """Whether each image, [N], is none of the classes, by its unscaled logits [N, C]."""
         if self.threshold is None:
             return torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
-        return logits.double().amax(1) < self.threshold
+        return (logits.cpu().double().amax(1) < self.threshold).to(logits.device)
 
     def sets(self, logits: Tensor) -> Tensor:
         """Whether each class is in each image's set, [N, C] of truth values, by unscaled logits.
@@ -74,7 +74,7 @@ class Calibration:
         if self.limits is None:
             raise ValueError("This classifier has no prediction sets; calibrate it with "
                              "cal.calibrate(classifier, held_out, coverage=0.9) (fit --coverage 0.9).")
-        return logits.double().softmax(1) >= self.limits.to(logits.device)
+        return (logits.cpu().double().softmax(1) >= self.limits).to(logits.device)
 
     def to_file(self) -> tuple[dict[str, Tensor], dict]:
         """The tensors, and the rest as JSON has it."""
@@ -197,7 +197,8 @@ def calibrate(classifier, held_out: Split | None, *, scaling: str = "temperature
         if weights is None or zero_shot.classnames != classifier.classnames:
             raise ValueError("SaLS goes by zero-shot's logits over the same classes; give "
                              "zero_shot=cal.ZeroShot().fit(episode).")
-        found = replace(found, weights=weights, logit_scale=float(zero_shot.head.logit_scale))
+        # on the CPU, as the limits: an export is for any machine
+        found = replace(found, weights=weights.cpu(), logit_scale=float(zero_shot.head.logit_scale))
     if asked:
         found = _learned(found, classifier, held_out, false_reject, coverage)
     return replace(classifier, calibration=found)

@@ -8,6 +8,8 @@ once in a CUDA graph and replayed.
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -25,7 +27,8 @@ def seeded(seed: int) -> Iterator[None]:
     """Inside, gradients flow and all randomness comes from `seed`; after it the caller's generators
     are as they were.
     """
-    gpus = range(torch.cuda.device_count())  # all, as by default, where several bring a warning
+    # all, as by default, where several bring a warning; a fit on the CPU starts no CUDA for it
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with torch.random.fork_rng(gpus), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(seed)
         yield
@@ -93,8 +96,9 @@ def _rates_on_device(groups: list[dict], schedule: Callable[[int], float],
                      steps: int) -> Callable[[int], None]:
     """The same with rates in tensors; it counts the steps there itself, so it can be replayed."""
     device = groups[0]["params"][0].device
-    table = torch.tensor([schedule(step) for step in range(steps)], device=device)
-    peaks = torch.tensor([group["lr"] for group in groups], device=device)
+    # single precision, whatever the parameters': CUDA's fused AdamW takes no other rate
+    table, peaks = (torch.tensor(numbers, dtype=torch.float32, device=device) for numbers in (
+        [schedule(step) for step in range(steps)], [group["lr"] for group in groups]))
     rates, now = peaks.clone(), torch.zeros(1, dtype=torch.int64, device=device)
     for i, group in enumerate(groups):
         group.update(lr=rates[i], capturable=device.type == "cuda")
@@ -113,30 +117,46 @@ def _rates_on_device(groups: list[dict], schedule: Callable[[int], float],
 WARM = 3  # steps before the capture: there libraries start up and the optimiser makes its state
 
 
+@cache
+def _aside(device: torch.device) -> tuple[torch.cuda.Stream, Lock]:
+    """The stream beside the caller's on which steps are captured, and who has it: one fit at a time.
+
+    One for all fits, for cuBLAS keeps its 32 MB of workspace for every stream that it ever saw.
+    """
+    return torch.cuda.Stream(device), Lock()
+
+
 def _replayed(update: Callable[[int], Tensor], steps: int, device: torch.device) -> Tensor | None:
     """`update(step)` for every step, from the fourth on as one replayed CUDA graph; the last loss.
 
     What cannot be captured, as it waits for the device, goes on step by step. Capturing computes
-    nothing, so a failed one has changed nothing.
+    nothing, so a failed one has changed nothing. Other threads may use the device meanwhile.
     """
-    side, value, graph = torch.cuda.Stream(device), None, None
-    caller = torch.cuda.current_stream(device)
-    side.wait_stream(caller)
-    with torch.cuda.stream(side):  # on its device
-        for step in range(min(WARM, steps)):
+    caller, (side, alone) = torch.cuda.current_stream(device), _aside(device)
+    with alone:
+        side.wait_stream(caller)
+        try:
+            with torch.cuda.stream(side):  # on its device
+                return _steps(update, steps, side)
+        finally:  # of a failed fit too: what is tried next writes over the same tensors
+            caller.wait_stream(side)
+
+
+def _steps(update: Callable[[int], Tensor], steps: int, stream: torch.cuda.Stream) -> Tensor | None:
+    """What `_replayed` does, on the current `stream`."""
+    value, graph = None, None
+    for step in range(min(WARM, steps)):
+        value = update(step)
+    if steps > WARM:
+        try:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                captured = update(WARM)
+        except RuntimeError:
+            graph = None
+    for step in range(WARM, steps):
+        if graph is None:
             value = update(step)
-        if steps > WARM:
-            try:
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, stream=side):
-                    captured = update(WARM)
-            except RuntimeError:
-                graph = None
-        for step in range(WARM, steps):
-            if graph is None:
-                value = update(step)
-            else:
-                graph.replay()
-        value = value if graph is None else captured.clone()
-    caller.wait_stream(side)
-    return value
+        else:
+            graph.replay()
+    return value if graph is None else captured.clone()  # which lies in the graph's memory

@@ -15,6 +15,7 @@ from .methods import Classifier
 from .methods.base import Head
 from .naming import as_words
 from .splits import Split
+from .training import seeded
 from .values import plain, shown
 
 
@@ -49,7 +50,7 @@ def transfer(classifier: Classifier, bank: FeatureBank, *,
         head = classifier.head
         while isinstance(head, Columns):
             head = head.head
-        with torch.no_grad(), torch.random.fork_rng():
+        with seeded(0), torch.no_grad():
             head = classifier.method.reworded(head, bank.episode(1, allow_fewer=True).to(head.place))
     else:
         columns = _columns(classifier.classnames, bank, mapping or {})

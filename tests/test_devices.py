@@ -84,6 +84,13 @@ def test_what_logits_are_worth_is_measured_without_float64():
     assert cal.calibration_error(there, meant) == pytest.approx((0.1 + 0.2 + 0.6 + 0.3) / 4)
 
 
+def test_thresholds_and_sets_are_found_without_float64():
+    there = torch.tensor([[2.0, -1.0], [0.5, 0.25]]).as_subclass(Apples)
+    found = cal.Calibration(threshold=1.0, limits=torch.tensor([0.5, 0.4], dtype=torch.float64))
+    assert found.rejected(there).tolist() == [False, True]
+    assert found.sets(there).tolist() == [[True, False], [True, True]]  # 1 / (1 + e⁻³) is 0.95; 1 / (1 + e^-0.25) is 0.56
+
+
 def test_the_backbone_of_an_episode_is_asked_for_on_the_device_of_the_method(toy_bank, monkeypatch):
     asked = []
     monkeypatch.setattr(cal.backbones, "shared_backbone", lambda name, tag, device: asked.append(str(device)))

@@ -1,6 +1,7 @@
 """The training loop against arithmetic done by hand."""
 import math
 from contextlib import nullcontext
+from time import sleep
 
 import pytest
 import torch
@@ -125,6 +126,34 @@ def test_rates_in_tensors_are_the_rates():
     assert usual[0] == pytest.approx([RATE, 3 * RATE, RATE / 2]) and usual[1][2] > RATE * cosine(1 / 5) / 2
 
 
+def test_rates_in_tensors_are_single_precision_whatever_the_caller_computes_in():
+    before, p = torch.get_default_dtype(), parameter(1.0)
+    torch.set_default_dtype(torch.float64)
+    try:
+        groups = [{"params": [p], "lr": RATE}]
+        training._rates_on_device(groups, lambda step: 1.0, 2)(0)
+    finally:
+        torch.set_default_dtype(before)
+    assert groups[0]["lr"].dtype == torch.float32 and groups[0]["lr"].item() == pytest.approx(RATE)
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_cuda_is_not_started_for_the_randomness_of_a_fit_on_the_cpu(started, monkeypatch):
+    """A busy card would refuse it."""
+    told = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: started)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: told.append(device) or device)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: told.append((state, device)))
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    with training.seeded(1):
+        inside = torch.rand(1)
+    assert torch.equal(torch.rand(1), expected) and inside != expected
+    assert told == ([0, 1, 2, (0, 0), (1, 1), (2, 2)] if started else [])
+
+
 @pytest.fixture
 def graphs(monkeypatch):
     """Stands in for CUDA's: while one captures, nothing is to be computed, and a replay does what was captured."""
@@ -152,8 +181,10 @@ def graphs(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: Stream())
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
-    monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: nullcontext(made[-1]))
-    return made
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream, **options: nullcontext(made[-1]))
+    training._aside.cache_clear()
+    yield made
+    training._aside.cache_clear()
 
 
 @pytest.mark.parametrize("steps, replays", [(1, None), (3, None), (4, 1), (9, 6)])
@@ -185,3 +216,24 @@ def test_what_cannot_be_captured_goes_on_step_by_step(graphs):
 
     assert training._replayed(update, 7, torch.device("cuda")).item() == 6
     assert done == list(range(7)) and refused == [3] and graphs[0].replays == 0
+
+
+def test_threads_have_the_stream_one_after_the_other(graphs):
+    """Two captures at a time would spoil each other."""
+    from threading import Thread, get_ident
+    done = []
+
+    def update(step):
+        done.append(get_ident())
+        sleep(0.001)
+        if graphs and step == training.WARM:
+            graphs[-1].work = lambda: done.append(get_ident())
+        return torch.zeros(())
+
+    threads = [Thread(target=training._replayed, args=(update, 6, torch.device("cuda"))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(replayed.replays for replayed in graphs) == [3, 3, 3]
+    assert len(done) == 3 * 7 and [len(set(done[i:i + 7])) for i in (0, 7, 14)] == [1, 1, 1]

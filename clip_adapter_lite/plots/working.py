@@ -1,6 +1,7 @@
 """Figures of a classifier at work: what it takes for what, and what it rejects or cannot tell."""
 import matplotlib
 
+from ..devices import as_array
 from ..naming import count
 from .pictures import _short
 from .style import COLOURS, GREY, PALETTE, Figure, footer, legend_above, theme
@@ -64,7 +65,7 @@ def rejection(found, threshold: float | None = None, backbone: str | None = None
     import numpy
     threshold = found.threshold if threshold is None else threshold
     backbone = backbone or found.backbone
-    known, unknown = (numpy.asarray(scores) for scores in (found.known, found.unknown))
+    known, unknown = (as_array(scores) for scores in (found.known, found.unknown))
     edges = numpy.histogram_bin_edges(numpy.concatenate([known, unknown]), 40)
     figure = Figure(figsize=(8, 3.4), layout="constrained")
     axis = figure.subplots()
@@ -89,7 +90,7 @@ def set_sizes(sets, labels, promised: float, backbone: str | None = None) -> Fig
     [N, C], labels [N].
     """
     import numpy
-    sets, labels = numpy.asarray(sets), numpy.asarray(labels)
+    sets, labels = as_array(sets), as_array(labels)
     held, sizes = sets[numpy.arange(len(labels)), labels], sets.sum(1)
     most = min(int(sizes.max(initial=1)), 12)  # larger ones share the last bar
     shown = numpy.minimum(sizes, most)

@@ -10,7 +10,7 @@ import torch
 from figures_coop import LENGTH
 from figures_system import GRID, SEEDS, as_dataset, draw_pictures
 from figures_training import ALPHA, CLOSE, bare_products, synthetic_episode
-from measuring import Measured, by_turns, ratio
+from measuring import Measured, by_turns, ratio, seconds
 from peers import EPOCHS, accuracy, train_as_peers
 from torch.nn.functional import cross_entropy
 
@@ -20,7 +20,7 @@ from clip_adapter_lite.methods.base import cosine_logits
 from clip_adapter_lite.methods.coop import CoOp, Prompts
 from clip_adapter_lite.training import train
 
-STEPS = 63
+STEPS, GPU = 63, "cuda"
 
 
 def waited(work):
@@ -37,9 +37,9 @@ def card() -> str:
 
 
 def fit_over_matmul(quick: bool) -> Measured:
-    method = cal.CLIPAdapter(alpha=ALPHA, device="cuda")
-    episode = synthetic_episode(100, 16, 1024).to("cuda")
-    with torch.device("cuda"):
+    method = cal.CLIPAdapter(alpha=ALPHA, device=GPU)
+    episode = synthetic_episode(100, 16, 1024).to(GPU)
+    with torch.device(GPU):
         bare = bare_products(episode, method)
     ours, products = by_turns(waited(lambda: method.fit(episode)), waited(bare), quick=quick)
     return Measured(ratio(ours, products), (
@@ -49,7 +49,7 @@ def fit_over_matmul(quick: bool) -> Measured:
 
 def alpha_search(quick: bool) -> Measured:
     episode = cal.FeatureBank.load("cifar10").episode(16, 1)
-    one, search = cal.CLIPAdapter(alpha=0.5, device="cuda"), cal.CLIPAdapter(alpha="val", device="cuda")
+    one, search = cal.CLIPAdapter(alpha=0.5, device=GPU), cal.CLIPAdapter(alpha="val", device=GPU)
     searched, fitted = by_turns(waited(lambda: search.fit(episode)), waited(lambda: one.fit(episode)), quick=quick)
     return Measured(ratio(searched, fitted), (
         f"The search of {len(search.grid)} ratios takes {1000 * median(searched):.0f} ms, one fit "
@@ -59,19 +59,21 @@ def alpha_search(quick: bool) -> Measured:
 def ablation_seconds(quick: bool) -> Measured:
     bank, grid = cal.FeatureBank.load("cifar10"), GRID | ({"reduction": (4,)} if quick else {})
     rows = []
-    study = waited(lambda: rows.append(len(cal.sweep(bank, cal.CLIPAdapter(device="cuda"), grid, [16], SEEDS))))
+    study = waited(lambda: rows.append(len(cal.sweep(bank, cal.CLIPAdapter(device=GPU), grid, [16], SEEDS))))
     taken, = by_turns(study, quick=quick)
     return Measured(median(taken), f"{rows[0]} adapters through cal.sweep take {median(taken):.1f} s ({card()}).")
 
 
 def peers_speedup(quick: bool) -> Measured:
     bank, epochs = cal.FeatureBank.load("caltech101"), 5 if quick else EPOCHS
-    episode, method = bank.episode(16, 1), cal.CLIPAdapter(alpha=ALPHA, device="cuda")
-    there = episode.to("cuda", torch.float32)
-    theirs, ours = by_turns(waited(lambda: train_as_peers(there, ALPHA, epochs)),
-                            waited(lambda: method.fit(episode)), quick=True)  # one round: theirs takes half a minute
-    reached = method.fit(episode).accuracy(episode.test)
-    goal = accuracy(train_as_peers(there, ALPHA, epochs), there.test)
+    episode, method = bank.episode(16, 1), cal.CLIPAdapter(alpha=ALPHA, device=GPU)
+    there, kept = episode.to(GPU, torch.float32), {}
+    peers = waited(lambda: kept.update(theirs=train_as_peers(there, ALPHA, epochs)))
+    train_as_peers(there, ALPHA, 1)  # their whole training takes half a minute, so it is not also run uncounted
+    fit = waited(lambda: kept.update(ours=method.fit(episode)))
+    fit()
+    theirs, ours = [seconds(peers)], [seconds(fit)]
+    goal, reached = accuracy(kept["theirs"], there.test), kept["ours"].accuracy(episode.test)
     return Measured(ratio(theirs, ours), (
         f"The peers' {epochs} epochs take {median(theirs):.1f} s and reach {100 * goal:.1f} % on test, our fit takes "
         f"{1000 * median(ours):.0f} ms and reaches {100 * reached:.1f} % (caltech101, 100 classes × 16 shots, D = 512, α = "
@@ -98,11 +100,11 @@ def both_trainings(classes: int):
     logging.getLogger().setLevel(logging.ERROR)
     from conftest import random_backbone
     names = [f"thing number {i}" for i in range(classes)]
-    backbone = random_backbone("ViT-B-16-quickgelu", precision="fp16", device="cuda")
-    backbone = replace(backbone, device=torch.device("cuda"), dtype=torch.float16)
+    backbone = random_backbone("ViT-B-16-quickgelu", precision="fp16", device=GPU)
+    backbone = replace(backbone, device=torch.device(GPU), dtype=torch.float16)
     prompts = Prompts(backbone, names, length=LENGTH, position="end", class_specific=False, words=None)
-    features = torch.randn(4 * classes, backbone.width, device="cuda")
-    labels = torch.arange(classes, device="cuda").repeat(4)
+    features = torch.randn(4 * classes, backbone.width, device=GPU)
+    labels = torch.arange(classes, device=GPU).repeat(4)
 
     def training(weights, still: bool):
         loss = lambda step: cross_entropy(cosine_logits(features, weights().float(), 100.0), labels)
@@ -137,7 +139,7 @@ def coop_memory(quick: bool) -> Measured:
 
 def build_rate(quick: bool) -> Measured:
     """Today's way against PIL's, which was yesterday's."""
-    backbone, usual = cal.load_backbone("pocket", device="cuda"), encoding.can_decode
+    backbone, usual = cal.load_backbone("pocket", device=GPU), encoding.can_decode
     with tempfile.TemporaryDirectory() as folder:
         dataset = as_dataset(draw_pictures(Path(folder), 64 if quick else 1280, 500))
 
@@ -157,6 +159,6 @@ def build_rate(quick: bool) -> Measured:
 
 # name, unit, target, how
 FIGURES = (("gpu-fit-over-matmul", "ratio", "≤ 3", fit_over_matmul), ("gpu-alpha-search", "ratio", "≤ 3", alpha_search),
-           ("gpu-ablation-seconds", "s", "≤ 3", ablation_seconds), ("gpu-peers-speedup", "ratio", "≥ 200", peers_speedup),
-           ("gpu-coop-100", "ratio", "≥ 5", coop_speedup(100)), ("gpu-coop-1000", "ratio", "≥ 4.5", coop_speedup(1000)),
+           ("gpu-coop-100", "ratio", "≥ 5", coop_speedup(100)), ("gpu-peers-speedup", "ratio", "≥ 200", peers_speedup),
+           ("gpu-ablation-seconds", "s", "≤ 3", ablation_seconds), ("gpu-coop-1000", "ratio", "≥ 4.5", coop_speedup(1000)),
            ("gpu-coop-memory", "ratio", "≥ 4", coop_memory), ("gpu-build-rate", "ratio", "≥ 2", build_rate))
