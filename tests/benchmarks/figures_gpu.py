@@ -154,8 +154,8 @@ def build_rate(quick: bool) -> Measured:
         pil, ours = by_turns(lambda: build(lambda: False), lambda: build(usual), quick=quick, turns=ROUNDS)
     many = len(dataset.splits["train"]) + len(dataset.splits["val"]) + len(dataset.splits["test"])
     return Measured(ratio(pil, ours), (
-        f"{many} JPEGs of 500 px (a quarter of them different) become a bank of the pocket CLIP at {many / median(ours):.0f} "
-        f"pictures/s, with PIL's decoding at {many / median(pil):.0f} ({card()})."))
+        f"{many} JPEGs of 500 px (a quarter of them different) become a bank of the pocket CLIP at "
+        f"{many / median(ours):.0f} pictures/s, with PIL's decoding at {many / median(pil):.0f} ({card()})."))
 
 
 # name, unit, target, how
