@@ -217,8 +217,6 @@ def a_card(monkeypatch):
     """Inside, "cuda:0" is such a card."""
     from clip_adapter_lite import backbones, devices, training
     main, loaded = Stream(CUDA), backbones.shared_backbone
-    if torch.cuda.is_available():
-        torch.cuda.init()  # what C++ then takes for done must be
     monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
     for name, fake in {"CUDAGraph": Graph, "Stream": Stream, "current_stream": lambda device=None: main, "graph": capture,
                        "stream": lambda stream: nullcontext(), "mem_get_info": lambda device=None: (2 ** 33, 2 ** 34),

@@ -1,6 +1,7 @@
 """What the tests share: a quiet environment, small synthetic banks, and what a good refusal looks like."""
 import shutil
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,25 @@ def expect_refusal(fragment: str, error: type[Exception] = BankError):
 def one_thread():
     """Toy matrices gain nothing from threads, and on a busy machine they wait for each other."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cuda():
+    """Started where there is one, before a test hides it: CUDA looks for its cards once."""
+    if torch.cuda.is_available():
+        torch.cuda.init()
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(request, monkeypatch):
+    """"auto" is the CPU on every machine, in processes that a test starts too, except for the tests of CUDA itself: tests
+    compare bits, and eight workers would share one card."""
+    if request.node.get_closest_marker("gpu"):
+        return
+    for device in (torch.cuda, torch.backends.mps):
+        if device.is_available():
+            monkeypatch.setattr(device, "is_available", lru_cache(lambda: False))  # whose __wrapped__ torch asks for
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
 
 @pytest.fixture(autouse=True)

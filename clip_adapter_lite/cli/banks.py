@@ -232,8 +232,12 @@ def info():
     from ..devices import best_device
     from ..files import BUNDLED, cache_folder, versions
     table = Table(show_header=False)
+    try:
+        device = str(best_device())
+    except RuntimeError as error:  # of a card, which is what somebody will ask about
+        device = str(error)
     facts = {"python": platform.python_version(), **versions(), "machine": platform.platform(),
-             "device": str(best_device()), "threads": str(torch.get_num_threads()),
+             "device": device, "threads": str(torch.get_num_threads()),
              "bundled banks": str(BUNDLED / "banks"), "cache": str(cache_folder())}
     for fact in facts.items():
         table.add_row(*fact)

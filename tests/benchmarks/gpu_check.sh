@@ -2,12 +2,13 @@
 # All that only a GPU can check, in under nine minutes, in the project's root of a machine that has one: the tests of CUDA and
 # the bench's GPU part. Without a network there, `bash ../shared/gpu/pack.sh` first fills .gpu/ here, which this unpacks there.
 #   bash tests/benchmarks/gpu_check.sh [OUT]      # OUT: a folder for what is printed and measured; results/ by default
-# Each part is ended when its time is over; what it had printed and measured by then is in OUT.
+# Each part is ended when its time is over (TESTS_S=210 BENCH_S=310 seconds); what it had printed and measured is in OUT. With
+# a lent machine's `run`: command "bash tests/benchmarks/gpu_check.sh $OUT", carry [".gpu"], timeout_s 600.
 set -uo pipefail
 out=${1:-results}
 mkdir -p "$out"
 [[ -f .gpu/unpack.sh ]] && source .gpu/unpack.sh
-export PYTHONUNBUFFERED=1
+export PYTHONUNBUFFERED=1 PYTHONPATH=${PYTHONPATH:+$PYTHONPATH:}$PWD
 nvidia-smi --query-gpu=name,driver_version,memory.used,memory.total --format=csv,noheader
 workers=$(python3 -c 'import xdist; print("-n 6")' 2>/dev/null)
 # by the file's name: to collect all tests takes half a minute, and one that lacks a package would keep all from running

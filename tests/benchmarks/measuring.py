@@ -31,11 +31,11 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def by_turns(*sides: Callable[[], object], quick: bool = False) -> list[list[float]]:
+def by_turns(*sides: Callable[[], object], quick: bool = False, turns: int = TURNS) -> list[list[float]]:
     """Seconds of each side in five rounds A B A B …, so that a busy machine slows both; one round before is not counted."""
     for side in sides:
         side()
-    rounds = [[seconds(side) for side in sides] for _ in range(1 if quick else TURNS)]
+    rounds = [[seconds(side) for side in sides] for _ in range(1 if quick else turns)]
     return [list(column) for column in zip(*rounds)]
 
 
