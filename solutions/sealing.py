@@ -7,6 +7,7 @@ that end with the comment `# the builder's` only make such values; they stay in 
 import ast
 import contextlib
 import io
+import json
 from contextlib import suppress
 from unittest.mock import patch
 
@@ -117,4 +118,4 @@ def entry(indent: str, sentence: str, value: str) -> str:
 
 
 def quoted(text: str) -> str:
-    return repr(text) if '"' in text else f'"{text}"'
+    return json.dumps(text, ensure_ascii=False)  # a text of Python's too

@@ -80,7 +80,7 @@ def test_visible_checks_are_folded_and_show_no_value(course):
 right = [4.0,
          5.0]  # the builder's
 if True:
-    check("ä(3)", [double(3.0)], [6.0], {"half, ä": right[:1], 'in "quotes"': [9.0]}, tolerance=0.1)
+    check("ä(3)", [double(3.0)], [6.0], {"half, ä": right[:1], 'in "quotes" \\\\ ä': [9.0]}, tolerance=0.1)
 check("double(2)", double(2.0), right[0],"""), encoding="utf-8")
     check = cells(assignments.source_notebook(course))["double-visible"]
     assert check.metadata.jupyter.source_hidden and check.metadata.cellView == "form"
@@ -89,7 +89,7 @@ check("double(2)", double(2.0), right[0],"""), encoding="utf-8")
     assert "4.0" not in check.source and "right" not in check.source and "1.41421356" not in check.source
     namespace = {"double": lambda x: 2 * x}
     exec("from clip_adapter_lite.checks import check\n" + check.source, namespace)
-    for found, sentence in ((lambda x: 4.0 if x == 3 else 4, "half, ä"), (lambda x: 9.0, 'in "quotes"'),
+    for found, sentence in ((lambda x: 4.0 if x == 3 else 4, "half, ä"), (lambda x: 9.0, r'in "quotes" \\ ä'),
                             (lambda x: 2 * x if x == 3 else 2 ** 0.5, "that is the square root"),
                             (lambda x: 7.3, "that is not right")):
         with pytest.raises(AssertionError, match=sentence):
