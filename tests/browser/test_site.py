@@ -121,12 +121,20 @@ def test_nothing_is_asked_of_a_network_or_missed(pages):
     assert not {a: page["broken"] for a, page in seen.items() if page["broken"]}
 
 
-def test_notebooks_are_for_readers(pages):
-    """Set-up cells are folded, widgets say where they live, nothing is wider than the window."""
+def test_notebooks_are_for_readers(site, pages):
+    """Set-up cells and checks are folded, widgets say where they live, nothing is wider than the
+    window."""
     notebooks = {address: page for address, page in pages.items()
                  if "/notebooks/" in address or "/exercises/" in address}
+
+    def folded(address: str) -> int:  # the set-up, and what is folded in the notebook too
+        path = ROOT / Path(unquote(urlsplit(address).path)).relative_to(site).with_suffix(".ipynb")
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        return 1 + sum("hide-input" in cell["metadata"].get("tags", ()) for cell in cells)
+
     assert not {a: page for a, page in notebooks.items()
-                if page["folded"] != 1 or page["marked"] or page["wide"] > 0}
+                if page["folded"] != folded(a) or page["marked"] or page["wide"] > 0}
+    assert sum(folded(a) > 6 for a in notebooks) == 6
     assert sum("live in JupyterLab" in page["text"] for page in notebooks.values()) >= 7
 
 
