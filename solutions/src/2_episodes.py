@@ -342,6 +342,8 @@ def _hidden_leaks():
     maker = Random(fresh(24))
     for n, m, d in ((1, 1, 1), (6, 9, 2), (20, 5, 3), (4, 4, 2)):
         support, val = ([[float(maker.randrange(3)) for _ in range(d)] for _ in range(k)] for k in (n, m))
+        val += [list(support[0])] * 3 + [[support[0][0], *[9.0] * (d - 1)]] * (d > 1)  # so that each known mistake shows
+        support.append(list(support[0]))
         right = sum(any(all(a == b for a, b in zip(row, other)) for other in support) for row in val)
         assert float(leaks(torch.tensor(support), torch.tensor(val))) - right == 0
 
