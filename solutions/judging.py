@@ -7,7 +7,6 @@ score: it has to answer. A check gives its points if it runs to its end, here.
 A cell that exceeds a limit, or ends its process, is replaced by one that raises an error which says so, and the notebook
 runs again in a fresh process: cells that depend on it fail, the others keep their marks.
 """
-import ast
 import contextlib
 import copy
 import io
@@ -20,6 +19,7 @@ from pathlib import Path
 import nbformat
 import torch
 from nbgrader.preprocessors import NbGraderPreprocessor
+from ordering import defined
 from packing import Gone
 from sealing import imports
 from walls import started
@@ -51,7 +51,7 @@ def answers(source) -> list[str]:
     for cell in source.cells:
         about = cell.metadata.get("nbgrader", {})
         if cell.cell_type == "code" and about.get("solution"):
-            found += [node.name for node in ast.parse(cell.source).body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+            found += sorted(defined(cell.source))
     return found
 
 

@@ -148,25 +148,18 @@ def place_after(above: list, cells: list, originals) -> int:
 
 
 def without_id(number: int, place: int, cells: list, given: list, originals) -> int | None:
-    """Where in `cells`, from `place` on, the hand-out's cell `given[number]` is without its id.
+    """Where in `cells`, from `place` on, the hand-out's answer `given[number]` is without its id; None if nowhere.
 
-    None if nowhere. A check is known by its text; an answer stands above its check, or, a written
-    one, in its place.
+    It stands above its check, or, a written one, in its place.
     """
-    def free(at: int, cell_type: str) -> bool:
-        return at < len(cells) and cells[at].cell_type == cell_type and \
-            not grade_id(cells[at], originals)
-
-    def same(one) -> int | None:
-        return next((at for at in range(place, len(cells))
-                     if free(at, one.cell_type) and alike(cells[at].source, one.source)), None)
-
     cell, below = given[number], given[number + 1:number + 2]
     if originals[grade_id(cell, originals)].metadata.nbgrader.locked:
-        return same(cell)
-    check = same(below[0]) if cell.cell_type == "code" and below else None
-    found = place if check is None else check - 1
+        return None
+    found = place
+    if cell.cell_type == "code" and below:
+        check = grade_id(below[0], originals)
+        found = next((at - 1 for at in range(place + 1, len(cells)) if grade_id(cells[at], originals) == check), place)
     texts = [one.source for one in given if not grade_id(one, originals)]
-    if found < place or not free(found, cell.cell_type):
+    if found == len(cells) or cells[found].cell_type != cell.cell_type or grade_id(cells[found], originals):
         return None
     return None if any(alike(cells[found].source, text) for text in texts) else found

@@ -266,3 +266,13 @@ def test_a_helper_of_the_same_name_takes_no_answers_place(source, hand_out):
     submitted.cells.append(nbformat.v4.new_code_cell("def blend():\n    return 'tried'"))
     found, notes = in_order(submitted, source, hand_out)
     assert not notes and cell(found, "blend").source == "answer to blend"
+
+
+def test_a_broken_answer_without_an_id_is_the_cell_above_its_check(source, hand_out):
+    submitted = answered(hand_out)
+    cell(submitted, "blend").source = "def blend(:"
+    submitted.cells.insert(ids(submitted).index("blend"), nbformat.v4.new_code_cell("tried = 1"))
+    for one in submitted.cells:
+        one.metadata = nbformat.from_dict({})
+    found, _ = in_order(submitted, source, hand_out)
+    assert cell(found, "blend").source == "def blend(:" and sum(one.source == "tried = 1" for one in found.cells) == 1
