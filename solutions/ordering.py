@@ -107,7 +107,7 @@ def recognised(cells: list, originals: dict, blanks: dict) -> list[str]:
 def defined(source: str) -> set[str]:
     """The functions and classes that a cell defines; none if it is no Python."""
     try:
-        lines = ast.parse("\n".join("pass" if line[:1] in "%!" else line for line in source.split("\n")))
+        lines = ast.parse("\n".join("pass" if line.startswith(("%", "!")) else line for line in source.split("\n")))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return set()
     return {node.name for node in lines.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}

@@ -243,7 +243,7 @@ def test_reversed_cells_are_put_back_into_the_hand_outs_order(source, hand_out):
 def test_reversed_and_renamed_cells_are_known_by_what_they_define(source, hand_out, reverse, gone):
     submitted = answered(hand_out)
     cell(submitted, "blend").source = "%pip install x\nimport math\n\ndef blend(feature, adapted, alpha):\n    return 1"
-    cell(submitted, "double").source = "def helper():\n    return 2\n\ndouble = 0\ndef double(x):\n    return helper()"
+    cell(submitted, "double").source = "def helper():\n    return 2\n\ndouble = 0\nclass double:\n    x = 1\n\n    y = 2"
     wanted = {name: cell(submitted, name).source for name in ("blend", "double")}
     for number, one in enumerate(submitted.cells):
         if "nbgrader" in one.metadata and one.cell_type == "code":
